@@ -1,0 +1,3 @@
+module mochila
+
+go 1.26

@@ -1,0 +1,155 @@
+// Package transport moves opaque packets over carriers. A carrier implements exactly one of three shapes,
+// Folder, Dialer or Submitter; each shape has one adapter that makes it a Link. A Link runs one contact with one
+// neighbour: it takes packets from a Station and brings packets to it.
+//
+// Nothing here knows what a packet means, opens one, or touches a key.
+package transport
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// HeadSize is how many leading bytes of a packet a Station needs to say whether it knows it.
+const HeadSize = 32
+
+// ID is the SHA-256 of a packet's bytes.
+type ID [sha256.Size]byte
+
+var idText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// String is the packet's name on media: 52 lower-case characters.
+func (id ID) String() string { return idText.EncodeToString(id[:]) }
+
+// ParseID reads what String wrote.
+func ParseID(s string) (ID, error) {
+	b, err := idText.DecodeString(s)
+	if err != nil || len(b) != len(ID{}) || idText.EncodeToString(b) != s {
+		return ID{}, fmt.Errorf("%q is not a packet name", s)
+	}
+	return ID(b), nil
+}
+
+// Packet is one opaque object on its way over one hop. It never changes once it has an ID.
+type Packet struct {
+	ID    ID
+	Size  int64
+	Class uint8 // 0 goes first, 255 last
+	// Open returns the packet's bytes from offset off on; the same bytes at every call.
+	Open func(off int64) (io.ReadCloser, error)
+}
+
+// Station is one neighbour's desk at this node: what a Link takes from and brings to during one contact.
+// All methods may be called from several goroutines.
+type Station interface {
+	// Next returns the packet to send next: highest class first, small before big. nil means nothing is due now.
+	// Packing happens here, so a packet that Next returned is expected to be sent.
+	Next(ctx context.Context) (*Packet, error)
+	// More receives a value whenever Next may have something that it had not before.
+	More() <-chan struct{}
+	// Sent says that the carrier has taken all bytes of a packet (which is not delivery).
+	Sent(p *Packet)
+	// Finished reports whether a packet that this node wrote is no longer needed on the carrier: the neighbour
+	// has acknowledged it, or this node has withdrawn it. Unknown packets are not finished.
+	Finished(id ID) bool
+	// Known reports whether an incoming packet with these HeadSize leading bytes needs not be read again.
+	Known(head []byte, size int64) bool
+	// Receive takes one incoming packet of size bytes. nil means it is durable here (or was already).
+	// ErrIncomplete: not all of it has come yet, try again at another contact. ErrRefused: it was put into
+	// quarantine or is not for this node; the contact goes on. Any other error is trouble of this node's own
+	// (full disk, shutdown): the contact ends, nothing is lost.
+	Receive(ctx context.Context, size int64, r io.Reader) error
+}
+
+// Greeter is a Station that has something to say first on a live stream: an authenticated greeting of at most
+// MaxGreeting bytes, after which the neighbour knows whose packets it may hand over.
+type Greeter interface {
+	Station
+	// Greeting returns this side's greeting packet.
+	Greeting(ctx context.Context) ([]byte, error)
+	// Greeted takes the neighbour's greeting. An error ends the contact: the wrong node answered.
+	Greeted(ctx context.Context, packet []byte) error
+}
+
+// Reception is what a listener needs: it turns a caller's greeting into that neighbour's Station.
+type Reception interface {
+	Admit(ctx context.Context, greeting []byte) (Greeter, error)
+}
+
+// MaxGreeting bounds a greeting packet.
+const MaxGreeting = 64 << 10
+
+// Link is one way to reach one neighbour.
+type Link interface {
+	// Run makes one contact and returns when it is over: both sides have nothing more to send (stream), or all
+	// that lies there is read and all that is due is written (folder, submitter).
+	Run(ctx context.Context, st Station) (Stats, error)
+}
+
+// Stats is what one contact moved. Bytes count everything that crossed the carrier, framing included.
+type Stats struct {
+	PacketsIn, PacketsOut int
+	BytesIn, BytesOut     int64
+	Refused               int // incoming packets that went to quarantine
+	Incomplete            int // incoming packets that are not all there yet
+	Removed               int // own packets taken off a folder, acknowledged
+	Waiting               int // own packets that still lie on a folder
+	Began                 time.Time
+}
+
+var (
+	// ErrIncomplete says that a packet is not all there yet.
+	ErrIncomplete = errors.New("packet is not complete yet")
+	// ErrRefused says that a packet will not be taken, now or later.
+	ErrRefused = errors.New("packet refused")
+	// ErrAbsent says that the carrier is not there now (stick not plugged in, host not reachable): an ordinary
+	// state, to be tried again.
+	ErrAbsent = errors.New("carrier is absent")
+	// ErrFull says that the medium has no room for the next packet.
+	ErrFull = errors.New("no space left on the carrier")
+)
+
+// Entry is one file of a Folder.
+type Entry struct {
+	Name string
+	Size int64
+}
+
+// Folder is a place where files appear: a stick, a synced or mounted folder, a bucket, an SFTP or WebDAV tree.
+// Directories are slash-separated relative paths. Names that start with "." or "~" are never listed.
+type Folder interface {
+	// Put writes one file so that readers see all of it or none, durably. An existing file of that name is success.
+	Put(ctx context.Context, dir, name string, size int64, r io.Reader) error
+	// List returns the regular files of dir; a missing dir is empty. ErrAbsent when the medium is not there.
+	List(ctx context.Context, dir string) ([]Entry, error)
+	// Dirs returns the directories inside dir.
+	Dirs(ctx context.Context, dir string) ([]string, error)
+	// Get opens a file, links and special files refused.
+	Get(ctx context.Context, dir, name string) (io.ReadCloser, error)
+	// Remove deletes a file; a missing one is success.
+	Remove(ctx context.Context, dir, name string) error
+	// Flush makes everything durable on the medium: "safe to remove" after it.
+	Flush(ctx context.Context) error
+}
+
+// Stream is a byte stream both ways. Close ends both.
+type Stream interface {
+	io.ReadWriteCloser
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+}
+
+// Dialer opens streams: TCP, a program's stdin and stdout, a serial line.
+type Dialer interface {
+	Dial(ctx context.Context) (Stream, error)
+}
+
+// Submitter hands over one packet and hears nothing more of it: mail, NNCP, UUCP, a command.
+type Submitter interface {
+	Submit(ctx context.Context, p *Packet) error
+}
