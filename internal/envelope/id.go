@@ -52,7 +52,7 @@ func ParseID(s string) (ID, error) {
 	return ID(b), nil
 }
 
-// NodeID is a node's Ed25519 public key (SEAL.md section 1).
+// NodeID is a node's Ed25519 public key (docs/format.md, "Names").
 type NodeID [32]byte
 
 // Label is the 8-byte short form of a NodeID that hop boxes and folder names carry.

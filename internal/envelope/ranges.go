@@ -1,6 +1,6 @@
 package envelope
 
-// MaxRanges bounds a replay set or receipt (SEAL.md section 5): an item that would make one more is parked.
+// MaxRanges bounds a replay set or receipt (docs/format.md, "Records and receipts"): an item that would make one more is parked.
 const MaxRanges = 1024
 
 // Check is SHA-256(seq u64 ‖ salt)[:8] of one item, XORed over a range of items.

@@ -15,6 +15,9 @@ import (
 //
 // A field with its zero value is left out, so that one record has exactly one encoding.
 
+// maxMilli is the last millisecond of the year 9999, the end of time in every format of ours.
+const maxMilli = 253402300799999
+
 // ErrFormat is wrapped by every error about bytes that break a format.
 var ErrFormat = errors.New("bad format")
 
@@ -64,11 +67,33 @@ func (e *Enc) Bool(tag uint64, v bool) {
 	}
 }
 
-// Time writes milliseconds since 1970, or nothing for the zero time. Times before 1970 do not exist in mochila.
+// Time writes milliseconds since 1970, or nothing for the zero time. Times before 1970 do not exist in mochila,
+// times after the year 9999 do not either: both are moved to the edge.
 func (e *Enc) Time(tag uint64, t time.Time) {
 	if !t.IsZero() {
-		e.Uint(tag, uint64(max(t.UnixMilli(), 1)))
+		e.Uint(tag, uint64(min(max(t.UnixMilli(), 1), maxMilli)))
 	}
+}
+
+// Begin opens a field whose value is a record of its own: write its fields, then give the mark to End.
+func (e *Enc) Begin(tag uint64) (mark int) {
+	e.B = binary.AppendUvarint(e.B, tag)
+	e.B = append(e.B, 0)
+	return len(e.B)
+}
+
+// End closes the field that Begin opened. It is written even when nothing is in it.
+func (e *Enc) End(mark int) {
+	n := len(e.B) - mark
+	if n < 0x80 {
+		e.B[mark-1] = byte(n)
+		return
+	}
+	var l [binary.MaxVarintLen64]byte
+	k := binary.PutUvarint(l[:], uint64(n))
+	e.B = append(e.B, l[1:k]...) // room for the longer length, overwritten by the move
+	copy(e.B[mark-1+k:], e.B[mark:mark+n])
+	copy(e.B[mark-1:], l[:k])
 }
 
 // Dec walks the fields of one record. After the walk, Err tells whether all of it was well formed.
@@ -167,7 +192,20 @@ func (d *Dec) Int() int64 { v := d.Uint(); return int64(v>>1) ^ -int64(v&1) }
 func (d *Dec) Bool() bool { return d.Max(1) == 1 }
 
 // Time is the current value as a time in UTC, bounded to the year 9999.
-func (d *Dec) Time() time.Time { return time.UnixMilli(int64(d.Max(253402300799999))).UTC() }
+func (d *Dec) Time() time.Time { return time.UnixMilli(int64(d.Max(maxMilli))).UTC() }
+
+// Sub walks the current value as a record of its own; a fault inside it is a fault of d. A walk that stops before
+// the end of the value is a fault too.
+func (d *Dec) Sub(walk func(*Dec)) {
+	in := Dec{B: d.V}
+	walk(&in)
+	switch {
+	case in.Err != nil && d.Err == nil:
+		d.Err = in.Err
+	case len(in.B) > 0:
+		d.fail("field %d is not read to its end", d.Tag)
+	}
+}
 
 // Unknown refuses the current field: unknown tags are never dropped silently.
 func (d *Dec) Unknown() { d.fail("unknown field %d", d.Tag) }
