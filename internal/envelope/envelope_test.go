@@ -92,7 +92,7 @@ func TestStoredKeepsWhatCheckRefuses(t *testing.T) {
 		"controls": {ID: fixedID(5), Kind: KindMail, Mail: &Mail{Sender: "a\r\nb", Recipients: []Recipient{{}}}},
 		"bounds":   {ID: fixedID(6), Kind: KindMail, Priority: 99, Hops: 1000, Mail: &Mail{EnvID: strings.Repeat("x", 5000)}},
 		"empty":    {ID: fixedID(7), Kind: KindReport, Report: &Report{}},
-		"no kind":  {},
+		"no kind":  {ID: fixedID(8)},
 	} {
 		if e.Check() == nil {
 			t.Errorf("%s: Check accepts it", name)

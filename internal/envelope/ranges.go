@@ -3,6 +3,9 @@ package envelope
 // MaxRanges bounds a replay set or receipt (docs/format.md, "Records and receipts"): an item that would make one more is parked.
 const MaxRanges = 1024
 
+// MaxSeq is the highest sequence number: 48 bits travel.
+const MaxSeq = 1<<48 - 1
+
 // Check is SHA-256(seq u64 ‖ salt)[:8] of one item, XORed over a range of items.
 type Check [8]byte
 
