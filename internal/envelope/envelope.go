@@ -43,6 +43,7 @@ type Mail struct {
 	RequireTLS bool      // RFC 8689
 	By         *By       // RFC 2852
 	HoldUntil  time.Time // RFC 4865, HOLDFOR made absolute
+	Priority   int       // RFC 6710: MT-PRIORITY as the client asked; Envelope.Priority is what counts
 	Auth       *string   // RFC 4954 AUTH= as it came (xtext, "<>" included); nil when absent
 	Client     Client
 }
