@@ -1,8 +1,14 @@
 // Package route decides where a recipient's mail goes: it ends here (Deliver), travels to a node (Node), or is
-// refused. It is a pure function of the configuration.
+// refused. It is a pure function of the configuration: it never touches the network, the spool or a clock.
+//
+// A Table has two lists of rules. Deliver rules are tried before route rules, each list in its order; the first rule
+// whose To matches the recipient and whose From matches the sender decides, also when it then refuses the mail for
+// its size. Nothing falls through to a later rule.
 package route
 
 import (
+	"fmt"
+	"strconv"
 	"time"
 
 	"mochila/internal/envelope"
@@ -21,8 +27,113 @@ type Rule struct {
 	KeepHop  bool              // keep = "hop"
 }
 
+// target names where the rule leads, for people.
+func (r *Rule) target() string {
+	switch {
+	case r.Via != "":
+		return r.Via
+	case r.NodeName != "":
+		return r.NodeName
+	}
+	return r.Node.String()
+}
+
 // Table holds the rules in the order they are tried: deliver rules first, then route rules, each in file order.
+// New makes one that looks rules up by domain; one written as a literal works too, but reads its patterns at every
+// call, and a pattern in it that ParsePattern refuses matches nothing. A Table must not be changed once it is used;
+// it may then be copied and used by several goroutines.
 type Table struct {
 	Deliver []Rule
 	Route   []Rule
+
+	deliver, route *index
+}
+
+// Decision says which rule takes a recipient.
+type Decision struct {
+	Rule    *Rule  // points into the Table
+	Deliver bool   // a rule of Table.Deliver; else of Table.Route
+	Index   int    // its place in that list
+	Pattern string // the To pattern that matched
+}
+
+// New checks every rule and returns a table that finds them fast. The error names the rule by list and number,
+// counting from 1.
+func New(deliver, route []Rule) (Table, error) {
+	t := Table{Deliver: deliver, Route: route}
+	var err error
+	if t.deliver, err = compile(deliver); err != nil {
+		return Table{}, fmt.Errorf("deliver rule %w", err)
+	}
+	if t.route, err = compile(route); err != nil {
+		return Table{}, fmt.Errorf("route rule %w", err)
+	}
+	return t, nil
+}
+
+// Lookup finds the rule for one recipient of a mail of size bytes (0 or less: not known yet). Both addresses are
+// wire text; sender "" is the null sender; an unqualified recipient must have got this node's domain before. The
+// error is always an *envelope.Status: 550 5.1.2 when no rule matches, 501 5.1.3 for a recipient without a domain,
+// 552 5.3.4 when the rule that matches has a smaller size limit.
+func (t *Table) Lookup(sender, rcpt string, size int64) (Decision, error) {
+	_, domain := Split(rcpt)
+	if domain == "" {
+		return Decision{}, envelope.NewStatus(501, "5.1.3", fmt.Sprintf("recipient address %q has no domain", rcpt))
+	}
+	for _, list := range [2]struct {
+		rules   []Rule
+		index   *index
+		deliver bool
+	}{{t.Deliver, t.deliver, true}, {t.Route, t.route, false}} {
+		i, pattern, ok := find(list.rules, list.index, sender, rcpt)
+		if !ok {
+			continue
+		}
+		d := Decision{Rule: &list.rules[i], Deliver: list.deliver, Index: i, Pattern: pattern}
+		if s := d.Rule.tooLarge(size); s != nil {
+			return d, s
+		}
+		return d, nil
+	}
+	return Decision{}, envelope.NewStatus(550, "5.1.2", fmt.Sprintf("no route for %q", domain))
+}
+
+// tooLarge is the refusal of a mail above the rule's limit, nil below it.
+func (r *Rule) tooLarge(size int64) *envelope.Status {
+	if r.MaxSize <= 0 || size <= r.MaxSize {
+		return nil
+	}
+	return envelope.NewStatus(552, "5.3.4", "message of "+strconv.FormatInt(size, 10)+" bytes is larger than the "+
+		strconv.FormatInt(r.MaxSize, 10)+" bytes allowed on the way to "+r.target())
+}
+
+// find returns the first rule of a list for a pair of addresses.
+func find(rules []Rule, x *index, sender, rcpt string) (i int, pattern string, ok bool) {
+	if x != nil && len(x.rules) == len(rules) {
+		return x.find(sender, rcpt)
+	}
+	for i := range rules {
+		if p, ok := matchAny(rules[i].To, rcpt); ok && fromMatches(rules[i].From, sender) {
+			return i, p, true
+		}
+	}
+	return 0, "", false
+}
+
+// matchAny returns the first of the patterns that addr falls under.
+func matchAny(patterns []string, addr string) (string, bool) {
+	for _, s := range patterns {
+		if p, err := ParsePattern(s); err == nil && p.Match(addr) {
+			return s, true
+		}
+	}
+	return "", false
+}
+
+func fromMatches(from []string, sender string) bool {
+	if len(from) == 0 {
+		return true
+	}
+	_, ok := matchAny(from, sender)
+	return ok
 }
