@@ -1,0 +1,451 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+
+	"mochila/internal/envelope"
+)
+
+// checker looks at what the decoder could not: names, references between tables, and settings that hurt.
+type checker struct {
+	c        *Config
+	main     *file
+	problems Problems
+	warnings []*Warning
+}
+
+func (k *checker) bad(s source, key, msg, hint string) {
+	k.problems = append(k.problems, s.problem(key, msg, hint))
+}
+
+func (k *checker) warn(s source, key, msg, hint string) {
+	k.warnings = append(k.warnings, s.problem(key, msg, hint))
+}
+
+// top is the source of the tables that are there once.
+func (k *checker) top(table string) source { return source{k.main, table} }
+
+func (k *checker) all() {
+	k.node()
+	k.smtp()
+	k.limits()
+	k.peers()
+	k.routes()
+	k.contacts()
+	k.delivers()
+	k.handlers()
+	k.reach()
+}
+
+// nodeName is a DNS label, because NAME.mochila is a mail domain.
+var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+const nodeNameRule = "a node name has up to 63 of a-z, 0-9 and inner hyphens"
+
+// CheckName says what is wrong with the name of a node, nil if nothing.
+func CheckName(name string) error {
+	if !nodeName.MatchString(name) {
+		return fmt.Errorf("%q is not a node name: %s", name, nodeNameRule)
+	}
+	return nil
+}
+
+func (k *checker) node() {
+	c := k.c
+	switch {
+	case c.Name == "":
+		k.bad(k.top(""), "", "name is missing", `write name = "camp" in the first line`)
+		return
+	case !nodeName.MatchString(c.Name):
+		k.bad(k.top("name"), "", fmt.Sprintf("%q is not a node name", c.Name), nodeNameRule)
+	}
+	k.domain(k.top("domain"), c.Domain)
+	k.domain(k.top("smtp.hostname"), c.SMTP.Hostname)
+	if !isAddress(c.Postmaster) {
+		k.bad(k.top("postmaster"), "", fmt.Sprintf("%q is not an address", c.Postmaster), "")
+	}
+}
+
+func (k *checker) domain(s source, d string) {
+	if !isDomain(d) {
+		k.bad(s, "", fmt.Sprintf("%q is not a domain", d), "")
+	}
+}
+
+func (k *checker) smtp() {
+	s := k.c.SMTP
+	seen := map[string]bool{}
+	for _, l := range s.Listen {
+		if seen[l.Network+l.Addr] {
+			k.bad(k.top("smtp.listen"), "", fmt.Sprintf("%s is there twice", l), "")
+		}
+		seen[l.Network+l.Addr] = true
+	}
+	for _, n := range s.RelayFrom {
+		if n.Bits() == 0 {
+			k.warn(k.top("smtp.relay_from"), "", fmt.Sprintf("%s lets the whole world relay through this node", n), "name the networks of your own machines")
+		}
+	}
+	k.positive("smtp.max_size", int64(s.MaxSize), 1024)
+	k.positive("smtp.max_recipients", int64(s.MaxRecipients), 1)
+	for _, a := range k.c.Link.Listen {
+		if err := checkHostPort(a); err != nil {
+			k.bad(k.top("link.listen"), "", fmt.Sprintf("%q is not HOST:PORT: %v", a, err), "")
+		} else if seen["tcp"+a] {
+			k.bad(k.top("link.listen"), "", fmt.Sprintf("%s is there twice", a), "[smtp] listen has it too")
+		}
+		seen["tcp"+a] = true
+	}
+	if k.c.Bounce.Via != "" {
+		k.via(k.top("bounce.via"), "", k.c.Bounce.Via)
+	}
+	for _, j := range k.c.Jobs.Submit {
+		user, what, limited := strings.Cut(j, "=")
+		if user == "" || limited && strings.Count(what, ":") != 2 {
+			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), "")
+		}
+	}
+}
+
+func (k *checker) positive(key string, v, least int64) {
+	if v < least {
+		k.bad(k.top(key), "", fmt.Sprintf("%d is too small", v), fmt.Sprintf("at least %d", least))
+	}
+}
+
+func (k *checker) limits() {
+	l := k.c.Limits
+	k.positive("limits.hops", int64(l.Hops), 1)
+	if l.Hops > 200 {
+		k.bad(k.top("limits.hops"), "", fmt.Sprintf("%d is too large", l.Hops), "at most 200")
+	}
+	k.positive("limits.received", int64(l.Received), 1)
+	k.positive("limits.bundle", int64(l.Bundle), 1024)
+	k.positive("limits.trace_keep", int64(l.TraceKeep), 1)
+	if l.RetryMin > l.RetryMax {
+		k.bad(k.top("limits.retry_min"), "", fmt.Sprintf("%s is longer than retry_max, %s", l.RetryMin, l.RetryMax), "")
+	}
+	if l.Delay > l.Lifetime {
+		k.bad(k.top("limits.delay"), "", fmt.Sprintf("%s is longer than lifetime, %s", l.Delay, l.Lifetime), "")
+	}
+}
+
+func (k *checker) peers() {
+	ids := map[string]Peer{}
+	for _, p := range k.c.Peers {
+		if !nodeName.MatchString(p.Node) {
+			k.bad(p.at, "node", fmt.Sprintf("%q is not a node name", p.Node), nodeNameRule)
+		}
+		if p.Node == k.c.Name {
+			k.bad(p.at, "node", fmt.Sprintf("%q is the name of this node itself", p.Node), "give the peer another local name with --as")
+		}
+		if p.ID != "" {
+			if _, err := envelope.ParseNodeID(p.ID); err != nil {
+				k.bad(p.at, "id", err.Error(), "")
+			}
+			if other, dup := ids[p.ID]; dup {
+				k.bad(p.at, "id", fmt.Sprintf("peer %q has the same id, in %s", other.Node, other.at.line(p.at)), "mochila peer remove one of them")
+			}
+			ids[p.ID] = p
+		}
+		k.patterns(p.at, "send_as", p.SendAs, true)
+		k.patterns(p.at, "send_to", p.SendTo, false)
+		for _, n := range p.RelayTo {
+			if n != "*" {
+				k.known(p.at, "relay_to", n)
+			}
+		}
+		if p.MaxBytes < 0 || p.MaxCount < 0 {
+			k.bad(p.at, "max_count", "must not be negative", "")
+		}
+	}
+}
+
+// known complains about the name of a node that is no peer.
+func (k *checker) known(s source, key, name string) bool {
+	if _, ok := k.c.Peer(name); ok {
+		return true
+	}
+	names := make([]string, 0, len(k.c.Peers))
+	for _, p := range k.c.Peers {
+		names = append(names, p.Node)
+	}
+	k.bad(s, key, fmt.Sprintf("there is no peer %q", name), peerHint(name, names))
+	return false
+}
+
+func (k *checker) patterns(s source, key string, patterns []string, sender bool) {
+	for _, p := range patterns {
+		if hint, ok := checkPattern(p, sender); !ok {
+			k.bad(s, key, fmt.Sprintf("%q is not an address pattern", p), hint)
+		}
+	}
+}
+
+const patternRule = "patterns are user@domain, domain, *.domain and *"
+
+// checkPattern knows the forms that people try.
+func checkPattern(p string, sender bool) (hint string, ok bool) {
+	if p == "*" || sender && p == "<>" {
+		return "", true
+	}
+	rest := p
+	if i := strings.LastIndexByte(p, '@'); i >= 0 {
+		rest = p[i+1:]
+		if (i == 0 || p[:i] == "*") && isDomain(rest) {
+			return fmt.Sprintf("write %q", rest), false
+		}
+		return patternRule, isAddress(p)
+	}
+	if d, ok := strings.CutPrefix(rest, "."); ok && isDomain(d) {
+		return fmt.Sprintf("write %q", "*."+d), false
+	}
+	if d, ok := strings.CutSuffix(rest, "."); ok && isDomain(d) {
+		return fmt.Sprintf("write %q", d), false
+	}
+	return patternRule, isDomain(strings.TrimPrefix(rest, "*."))
+}
+
+// isDomain accepts host names, underscores and internationalised labels included, and address literals.
+func isDomain(d string) bool {
+	if len(d) == 0 || len(d) > 255 {
+		return false
+	}
+	if d[0] == '[' {
+		return d[len(d)-1] == ']' && len(d) > 2
+	}
+	for label := range strings.SplitSeq(d, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, r := range label {
+			if r < 0x80 && !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func isAddress(a string) bool {
+	i := strings.LastIndexByte(a, '@')
+	if i <= 0 || !isDomain(a[i+1:]) {
+		return false
+	}
+	quoted := a[0] == '"' && i >= 2 && a[i-1] == '"'
+	for _, r := range a[:i] {
+		if r < ' ' || r == 0x7f || !quoted && strings.ContainsRune(` "<>()[],;:@\`, r) {
+			return false
+		}
+	}
+	return true
+}
+
+// taker is a rule that takes all mail for a pattern.
+type taker struct {
+	table string
+	at    source
+}
+
+func (k *checker) routes() {
+	taken := map[string]taker{}
+	for _, d := range k.c.Delivers {
+		if len(d.From) == 0 && d.MaxSize == 0 {
+			for _, to := range d.To {
+				taken[strings.ToLower(to)] = taker{"[[deliver]]", d.at}
+			}
+		}
+	}
+	for _, r := range k.c.Routes {
+		k.patterns(r.at, "to", r.To, false)
+		k.patterns(r.at, "from", r.From, true)
+		if len(r.To) == 0 {
+			k.bad(r.at, "", "to is missing", `write to = ["*"] for all mail`)
+		}
+		switch {
+		case r.Node == "":
+			k.bad(r.at, "", "node is missing", "")
+		case r.Node == k.c.Name:
+			k.bad(r.at, "node", fmt.Sprintf("%q is this node itself", r.Node), "mail that ends here needs a [[deliver]]")
+		default:
+			k.known(r.at, "node", r.Node)
+		}
+		for i, hop := range r.Path {
+			switch {
+			case hop == r.Node:
+				k.bad(r.at, "path", fmt.Sprintf("%q is the destination; path lists only the relays before it", hop), "leave it out")
+			case slices.Contains(r.Path[:i], hop):
+				k.bad(r.at, "path", fmt.Sprintf("%q is there twice", hop), "")
+			case hop == k.c.Name:
+				k.bad(r.at, "path", fmt.Sprintf("%q is this node itself", hop), "leave it out")
+			default:
+				k.known(r.at, "path", hop)
+			}
+		}
+		if r.Keep != "end" && r.Keep != "hop" {
+			k.bad(r.at, "keep", fmt.Sprintf("%q is neither \"end\" nor \"hop\"", r.Keep), "")
+		}
+		for _, to := range r.To {
+			to = strings.ToLower(to)
+			for _, by := range []string{to, "*"} {
+				if first, ok := taken[by]; ok {
+					k.warn(r.at, "to", fmt.Sprintf("%q never gets here: the %s in %s takes it", to, first.table, first.at.line(r.at)), "[[deliver]] comes before [[route]], and the first match wins")
+					break
+				}
+			}
+			if len(r.From) == 0 && r.MaxSize == 0 {
+				if _, ok := taken[to]; !ok {
+					taken[to] = taker{"[[route]]", r.at}
+				}
+			}
+		}
+	}
+}
+
+// scheme is the word before the colon of a URL.
+var scheme = regexp.MustCompile(`^([a-z][a-z0-9+-]*):(.+)$`)
+
+func (k *checker) contacts() {
+	names := map[string]Contact{}
+	for _, t := range k.c.Contacts {
+		if t.Node == "" {
+			k.bad(t.at, "", "node is missing", `name the neighbour: node = "hub"`)
+		} else if k.known(t.at, "node", t.Node) {
+			if first, dup := names[t.Name]; dup {
+				k.bad(t.at, "name", fmt.Sprintf("%q is taken by the [[contact]] in %s", t.Name, first.at.line(t.at)), "")
+			}
+			names[t.Name] = t
+		}
+		switch {
+		case t.Carrier == "" && !t.When.OnCall():
+			k.bad(t.at, "", "carrier is missing", `write carrier = "tcp:HOST:2424", or when = "on-call" if only the neighbour calls`)
+		case t.Carrier != "" && !scheme.MatchString(t.Carrier):
+			k.bad(t.at, "carrier", fmt.Sprintf("%q is not a carrier", t.Carrier), "such as tcp:host:2424, dir:/media/usb or ssh:user@host")
+		}
+		if t.Every < Duration(1e9) {
+			k.bad(t.at, "every", fmt.Sprintf("%s is shorter than 1s", t.Every), "")
+		}
+	}
+}
+
+func (k *checker) delivers() {
+	for _, d := range k.c.Delivers {
+		k.patterns(d.at, "to", d.To, false)
+		k.patterns(d.at, "from", d.From, true)
+		if len(d.To) == 0 {
+			k.bad(d.at, "", "to is missing", `write to = ["`+k.c.Domain+`"]`)
+		}
+		if d.Via == "" {
+			k.bad(d.at, "", "via is missing", "such as smtp:127.0.0.1:10026 or maildir:/srv/mail/%u")
+			continue
+		}
+		k.via(d.at, "via", d.Via)
+	}
+}
+
+func (k *checker) via(s source, key, via string) {
+	host, hint, ok := checkVia(via)
+	if !ok {
+		k.bad(s, key, fmt.Sprintf("%q is not a place to deliver to", via), hint)
+		return
+	}
+	for _, l := range k.c.SMTP.Listen {
+		if l.Network == "tcp" && host != "" && sameSocket(host, l.Addr) || l.Network == "unix" && via == "lmtp:"+l.Addr {
+			k.warn(s, key, fmt.Sprintf("%s is this node's own listener: mail will run in circles", via), "name the port where your mail server takes mail back")
+		}
+	}
+}
+
+// sameSocket reports whether connecting to a reaches a listener on b of this machine.
+func sameSocket(a, b string) bool {
+	ahost, aport, err1 := net.SplitHostPort(a)
+	bhost, bport, err2 := net.SplitHostPort(b)
+	if err1 != nil || err2 != nil || aport != bport {
+		return false
+	}
+	local := func(h string) bool {
+		ip := net.ParseIP(h)
+		return h == "" || h == "localhost" || ip != nil && (ip.IsLoopback() || ip.IsUnspecified())
+	}
+	return strings.EqualFold(ahost, bhost) || local(ahost) && local(bhost)
+}
+
+func (k *checker) handlers() {
+	names := map[string]Handler{}
+	for _, h := range k.c.Handlers {
+		if h.Name == "" || len(h.Command) == 0 || h.Command[0] == "" {
+			k.bad(h.at, "", "a handler needs name and command", `such as command = ["/usr/local/bin/restore", "--stdin"]`)
+			continue
+		}
+		if first, dup := names[h.Name]; dup {
+			k.bad(h.at, "name", fmt.Sprintf("%q is taken by the [[handler]] in %s", h.Name, first.at.line(h.at)), "")
+		}
+		names[h.Name] = h
+		if !strings.HasPrefix(h.Command[0], "/") {
+			k.bad(h.at, "command", fmt.Sprintf("%q is not an absolute path", h.Command[0]), "")
+		}
+		for _, a := range h.Allow {
+			peer, channel, ok := strings.Cut(a, ":")
+			if !ok || channel == "" {
+				k.bad(h.at, "allow", fmt.Sprintf("%q is not PEER:CHANNEL", a), fmt.Sprintf("write %q for all its channels", peer+":*"))
+			} else if peer != "*" {
+				k.known(h.at, "allow", peer)
+			}
+		}
+		if !slices.Contains([]string{"stop", "dead", "skip"}, h.OnFailure) {
+			k.bad(h.at, "on_failure", fmt.Sprintf("%q is none of \"stop\", \"dead\", \"skip\"", h.OnFailure), "")
+		}
+		if h.Order != "channel" && h.Order != "none" {
+			k.bad(h.at, "order", fmt.Sprintf("%q is neither \"channel\" nor \"none\"", h.Order), "")
+		}
+	}
+}
+
+// reach warns about mail that would have nowhere to go.
+func (k *checker) reach() {
+	c := k.c
+	neighbours := map[string]bool{}
+	for _, t := range c.Contacts {
+		neighbours[t.Node] = true
+	}
+	warned, routed := map[string]bool{}, map[string]bool{}
+	for _, r := range c.Routes {
+		hop := r.Node
+		routed[hop] = true
+		if len(r.Path) > 0 {
+			hop = r.Path[0]
+		}
+		if _, known := c.Peer(hop); known && !neighbours[hop] && !warned[hop] {
+			warned[hop] = true
+			k.warn(r.at, "", fmt.Sprintf("no [[contact]] reaches %q: its mail waits", hop), `add a [[contact]], with when = "on-call" if only the neighbour calls`)
+		}
+	}
+	for _, p := range c.Peers {
+		if !neighbours[p.Node] && !routed[p.Node] {
+			k.warn(p.at, "", fmt.Sprintf("neither a [[contact]] nor a [[route]] reaches %q: its mail waits", p.Node), `add a [[contact]], with when = "on-call" if only the neighbour calls`)
+		}
+	}
+	if c.Name != "" && !c.DeliversDomain(c.Domain) {
+		k.warn(k.top("name"), "", fmt.Sprintf("mail for %s has nowhere to go", c.Domain), fmt.Sprintf("add a [[deliver]] with to = [%q]", c.Domain))
+	}
+}
+
+// DeliversDomain reports whether some [[deliver]] takes all mail for a domain, whoever sends it.
+func (c *Config) DeliversDomain(domain string) bool {
+	for _, d := range c.Delivers {
+		if len(d.From) > 0 {
+			continue
+		}
+		for _, to := range d.To {
+			rest, wild := strings.CutPrefix(to, "*.")
+			if to == "*" || strings.EqualFold(to, domain) || wild && len(domain) > len(rest)+1 && strings.EqualFold(domain[len(domain)-len(rest)-1:], "."+rest) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,244 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Config is one node's whole configuration. Load returns it complete: every default is filled in, relative paths are
+// absolute, and all node names are known.
+type Config struct {
+	Name       string `toml:"name"`       // this node's name, a lower-case DNS label
+	Domain     string `toml:"domain"`     // completes addresses without a domain; default NAME.mochila
+	Postmaster string `toml:"postmaster"` // default postmaster@Domain
+
+	SMTP   SMTP   `toml:"smtp"`
+	Link   Link   `toml:"link"`
+	Bounce Bounce `toml:"bounce"`
+	Jobs   Jobs   `toml:"jobs"`
+	Limits Limits `toml:"limits"`
+
+	Routes   []Route   `toml:"route"`   // mochila.toml first, then peers/*.toml by name, each in file order
+	Contacts []Contact `toml:"contact"` // as Routes
+	Delivers []Deliver `toml:"deliver"` // as Routes
+	Handlers []Handler `toml:"handler"`
+	Peers    []Peer    `toml:"peer"` // sorted by name
+
+	Home Home `toml:"-"`
+}
+
+// SMTP is the [smtp] table: the listeners for mail programs.
+type SMTP struct {
+	Listen        []Listen `toml:"listen"`
+	RelayFrom     []Net    `toml:"relay_from"`     // who may relay without AUTH; default loopback
+	MaxSize       Size     `toml:"max_size"`       // largest message, from whatever side; default 50MiB
+	MaxRecipients int      `toml:"max_recipients"` // recipients of one message; default 1000
+	Hostname      string   `toml:"hostname"`       // greeting, Received and Reporting-MTA; default Domain
+	Normalize     bool     `toml:"normalize"`      // repair bare CR, bare LF and NUL instead of refusing them
+}
+
+// Prefixes returns RelayFrom as the standard library's type.
+func (s SMTP) Prefixes() []netip.Prefix {
+	ps := make([]netip.Prefix, len(s.RelayFrom))
+	for i, n := range s.RelayFrom {
+		ps[i] = n.Prefix
+	}
+	return ps
+}
+
+// Link is the [link] table: where neighbours call us (tcp carrier).
+type Link struct {
+	Listen []string `toml:"listen"` // HOST:PORT
+}
+
+// Bounce is the [bounce] table.
+type Bounce struct {
+	Via string `toml:"via"` // a deliver URL for DSNs that no [[deliver]] or [[route]] takes
+}
+
+// Jobs is the [jobs] table.
+type Jobs struct {
+	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER; root and the daemon's user always may
+}
+
+// Limits is the [limits] table.
+type Limits struct {
+	Lifetime  Duration `toml:"lifetime"`   // of an envelope; default 60d
+	Delay     Duration `toml:"delay"`      // earliest delay notice; default 4h
+	RetryMin  Duration `toml:"retry_min"`  // first retry; default 1m
+	RetryMax  Duration `toml:"retry_max"`  // doubling ends here; default 4h
+	Reserve   Size     `toml:"reserve"`    // disk space left alone; default -1: the larger of 5 % and 500MiB
+	Hops      int      `toml:"hops"`       // nodes that an envelope may pass; default 20
+	Received  int      `toml:"received"`   // Received lines at entry that mean a loop; default 50
+	Bundle    Size     `toml:"bundle"`     // content of one bundle of small mail; default 1MiB
+	TraceKeep int      `toml:"trace_keep"` // finished envelopes remembered; default 100000
+	TraceAge  Duration `toml:"trace_age"`  // and for how long; default 90d
+}
+
+// Route is one [[route]]: mail for To goes to Node.
+type Route struct {
+	To       []string `toml:"to"`       // user@domain, domain, *.domain (not the domain itself), *
+	From     []string `toml:"from"`     // sender patterns of the same form, "<>" the null sender; nil: all
+	Node     string   `toml:"node"`     // in peers/NAME.toml: default NAME
+	Path     []string `toml:"path"`     // relay chain, first hop first
+	MaxSize  Size     `toml:"max_size"` // 0: no limit but [smtp] max_size
+	Lifetime Duration `toml:"lifetime"` // 0: [limits] lifetime
+	Keep     string   `toml:"keep"`     // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
+
+	at source
+}
+
+// Contact is one [[contact]]: when and how a neighbour is reached.
+type Contact struct {
+	Name      string   `toml:"name"`       // for `contact pause NAME`; default NODE, NODE-2, …
+	Node      string   `toml:"node"`       // in peers/NAME.toml: default NAME
+	Carrier   string   `toml:"carrier"`    // a URL; may be empty when the neighbour only calls us
+	When      When     `toml:"when"`       // default always
+	Every     Duration `toml:"every"`      // look for incoming packets this often while open; default 5m
+	Linger    Duration `toml:"linger"`     // keep an idle live link this long; default 0
+	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
+	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
+
+	at source
+}
+
+// Deliver is one [[deliver]]: mail for To ends here and is handed to Via.
+type Deliver struct {
+	To      []string `toml:"to"`       // as in Route
+	From    []string `toml:"from"`     // as in Route
+	Via     string   `toml:"via"`      // smtp: smtps: submission: lmtp: maildir: sendmail: pipe:
+	MaxSize Size     `toml:"max_size"` // 0: no limit but [smtp] max_size
+
+	at source
+}
+
+// Handler is one [[handler]]: a program that peers may run by a job.
+type Handler struct {
+	Name        string   `toml:"name"`
+	Command     []string `toml:"command"`     // program and leading arguments, never a shell line
+	Allow       []string `toml:"allow"`       // PEER:CHANNEL, PEER:* …
+	Args        bool     `toml:"args"`        // the job may append arguments
+	Env         []string `toml:"env"`         // names of environment variables that the job may set
+	Dir         string   `toml:"dir"`         // working directory; default: an empty one for each job
+	User        string   `toml:"user"`        // run as; needs root
+	Timeout     Duration `toml:"timeout"`     // default 1h
+	Output      Size     `toml:"output"`      // stdout and stderr returned at most, each; default 64KiB
+	Concurrency int      `toml:"concurrency"` // jobs of different channels at once; default 1
+	Idempotent  bool     `toml:"idempotent"`  // may run again when it is unknown whether it ran
+	Retry       int      `toml:"retry"`       // tries after EX_TEMPFAIL or timeout; default 5
+	OnFailure   string   `toml:"on_failure"`  // "stop" (default) the channel, "dead" letter, "skip"
+	Order       string   `toml:"order"`       // "channel" (default) or "none"
+
+	at source
+}
+
+// Peer is a node whose card this node holds, with what it may do here. Its table is [peer] in peers/NAME.toml;
+// a [[peer]] with the same node in mochila.toml overrides single grants.
+type Peer struct {
+	Node     string   `toml:"node"`      // its local name; default: the file's name
+	ID       string   `toml:"id"`        // node id, 52 characters
+	SendAs   []string `toml:"send_as"`   // sender patterns it may use; nil: NODE.mochila and the null sender
+	SendTo   []string `toml:"send_to"`   // recipient patterns it may reach; nil: whatever [[deliver]] takes
+	RelayTo  []string `toml:"relay_to"`  // nodes to which this node relays its bundles; "*" for all; nil: none
+	MaxBytes Size     `toml:"max_bytes"` // it may hold in this spool; default 1GiB
+	MaxCount int      `toml:"max_count"` // envelopes and bundles, as MaxBytes; default 100000
+	Card     string   `toml:"card"`      // the signed card as text; line breaks do not matter
+
+	at source
+}
+
+// Net is an IP network, or one address.
+type Net struct{ netip.Prefix }
+
+var _ encoding.TextUnmarshaler = (*Net)(nil)
+
+// UnmarshalText reads 192.0.2.0/24, 2001:db8::/32 or a bare address.
+func (n *Net) UnmarshalText(b []byte) error {
+	s := string(b)
+	if !strings.Contains(s, "/") {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("%q is not an IP address or network", s)
+		}
+		n.Prefix = netip.PrefixFrom(a, a.BitLen())
+		return nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return fmt.Errorf("%q is not an IP network such as 192.0.2.0/24", s)
+	}
+	n.Prefix = p.Masked()
+	return nil
+}
+
+// defaults fills in what was left out and does not depend on other settings' being right.
+func (c *Config) defaults() {
+	set(&c.Domain, c.Name+".mochila")
+	set(&c.Postmaster, "postmaster@"+c.Domain)
+	set(&c.SMTP.Hostname, c.Domain)
+	set(&c.SMTP.MaxSize, 50<<20)
+	set(&c.SMTP.MaxRecipients, 1000)
+	if c.SMTP.RelayFrom == nil {
+		c.SMTP.RelayFrom = []Net{{netip.MustParsePrefix("127.0.0.0/8")}, {netip.MustParsePrefix("::1/128")}}
+	}
+	l := &c.Limits
+	set(&l.Lifetime, Duration(60*day))
+	set(&l.Delay, Duration(4*time.Hour))
+	set(&l.RetryMin, Duration(time.Minute))
+	set(&l.RetryMax, Duration(4*time.Hour))
+	set(&l.Hops, 20)
+	set(&l.Received, 50)
+	set(&l.Bundle, 1<<20)
+	set(&l.TraceKeep, 100_000)
+	set(&l.TraceAge, Duration(90*day))
+	for i := range c.Routes {
+		set(&c.Routes[i].Keep, "end")
+	}
+	names := map[string]int{}
+	for i := range c.Contacts {
+		k := &c.Contacts[i]
+		set(&k.Every, Duration(5*time.Minute))
+		if k.Name == "" {
+			names[k.Node]++
+			k.Name = k.Node
+			if n := names[k.Node]; n > 1 {
+				k.Name = fmt.Sprintf("%s-%d", k.Node, n)
+			}
+		}
+	}
+	for i := range c.Handlers {
+		h := &c.Handlers[i]
+		set(&h.Timeout, Duration(time.Hour))
+		set(&h.Output, 64<<10)
+		set(&h.Concurrency, 1)
+		set(&h.Retry, 5)
+		set(&h.OnFailure, "stop")
+		set(&h.Order, "channel")
+	}
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		set(&p.MaxBytes, 1<<30)
+		set(&p.MaxCount, 100_000)
+	}
+}
+
+// set gives *p the value v unless it has one.
+func set[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Peer returns the peer of that local name.
+func (c *Config) Peer(name string) (Peer, bool) {
+	for _, p := range c.Peers {
+		if p.Node == name {
+			return p, true
+		}
+	}
+	return Peer{}, false
+}

@@ -1,0 +1,86 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+// viaSchemes are the ways to hand mail to the local mail system, with what follows the colon.
+var viaSchemes = []struct{ name, form string }{
+	{"smtp", "smtp:127.0.0.1:10026"},
+	{"smtps", "smtps:mail.example:465"},
+	{"submission", "submission:user@mail.example:587"},
+	{"lmtp", "lmtp:/run/dovecot/lmtp or lmtp:127.0.0.1:24"},
+	{"maildir", "maildir:/srv/mail/%u"},
+	{"sendmail", "sendmail:/usr/sbin/sendmail"},
+	{"pipe", "pipe:/usr/local/bin/program"},
+}
+
+// checkVia looks at the form of a deliver URL. host is HOST:PORT where mail goes by TCP.
+func checkVia(via string) (host, hint string, ok bool) {
+	m := scheme.FindStringSubmatch(via)
+	var names []string
+	for _, s := range viaSchemes {
+		if names = append(names, s.name); m == nil || m[1] != s.name {
+			continue
+		}
+		hint = "such as " + s.form
+		rest := m[2]
+		if strings.HasPrefix(rest, "//") && s.name != "maildir" && s.name != "pipe" && s.name != "sendmail" {
+			return "", fmt.Sprintf("write %s:%s, without the slashes", s.name, strings.TrimRight(rest[2:], "/")), false
+		}
+		switch s.name {
+		case "maildir", "sendmail", "pipe":
+			return "", hint, !strings.HasPrefix(rest, "~")
+		case "lmtp":
+			if strings.Contains(rest, "/") {
+				return "", hint, true
+			}
+		case "submission":
+			user, at, found := cutLast(rest, "@")
+			if !found || user == "" {
+				return "", hint, false
+			}
+			rest = at
+		}
+		if !strings.Contains(rest, ":") && s.name != "lmtp" {
+			rest += ":" + map[string]string{"smtp": "25", "smtps": "465", "submission": "587"}[s.name]
+		}
+		if err := checkHostPort(rest); err != nil || strings.HasPrefix(rest, ":") {
+			return "", hint, false
+		}
+		return rest, "", true
+	}
+	if m != nil {
+		if s := nearest(m[1], names); s != "" {
+			return "", fmt.Sprintf("did you mean %q?", s+":"+m[2]), false
+		}
+	}
+	return "", "it begins with one of " + strings.Join(names, ": ") + ":", false
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// viaBelow makes the relative path of a deliver URL start at dir.
+func viaBelow(via, dir string) string {
+	name, rest, _ := strings.Cut(via, ":")
+	switch name {
+	case "maildir", "pipe", "sendmail":
+	case "lmtp":
+		if !strings.Contains(rest, "/") {
+			return via
+		}
+	default:
+		return via
+	}
+	if filepath.IsAbs(rest) {
+		return via
+	}
+	return name + ":" + filepath.Join(dir, rest)
+}
