@@ -1,0 +1,102 @@
+package bundle
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// mailDict is dictionary 1: text that mail repeats. It is frozen: a change makes every bundle in flight
+// unreadable, so an improved one gets another number and method.
+//
+//go:embed mail1.dict
+var mailDict []byte
+
+const (
+	mailDictID  = 1
+	mailDictSum = "aebe5a921032d8522cca5fb763879282babc1eef28c90c7326b9d9f2703943a7"
+)
+
+// Codec keeps compressors and buffers for reuse. It serves any number of writers and readers at once; one per
+// process is enough.
+type Codec struct {
+	plain, dict *zstd.Encoder // for frames in memory
+	inflate     *zstd.Decoder // the same
+	writers     sync.Pool     // of *zstd.Encoder, for streams
+	readers     sync.Pool     // of *zstd.Decoder, for streams
+	buffers     sync.Pool     // of *[]byte, capacity MaxFrame
+}
+
+// NewCodec makes a Codec. It fails only when the program was built with another dictionary than the frozen one.
+func NewCodec() (*Codec, error) {
+	if sum := sha256.Sum256(mailDict); hex.EncodeToString(sum[:]) != mailDictSum {
+		return nil, errors.New("the mail dictionary of this program is not the frozen one")
+	}
+	c := new(Codec)
+	var err error
+	common := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false)}
+	if c.plain, err = zstd.NewWriter(nil, append(common, zstd.WithWindowSize(MaxFrame))...); err != nil {
+		return nil, fmt.Errorf("compressor: %w", err)
+	}
+	if c.dict, err = zstd.NewWriter(nil, append(common, zstd.WithWindowSize(MaxFrame), zstd.WithEncoderDictRaw(mailDictID, mailDict))...); err != nil {
+		return nil, fmt.Errorf("compressor with dictionary: %w", err)
+	}
+	c.inflate, err = zstd.NewReader(nil, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow),
+		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderDictRaw(mailDictID, mailDict))
+	if err != nil {
+		return nil, fmt.Errorf("decompressor: %w", err)
+	}
+	return c, nil
+}
+
+// streamWriter lends a compressor that writes to w; give it back after Close. One goroutine, so that the bytes
+// do not depend on the machine.
+func (c *Codec) streamWriter(w io.Writer) (*zstd.Encoder, error) {
+	if e, ok := c.writers.Get().(*zstd.Encoder); ok {
+		e.Reset(w)
+		return e, nil
+	}
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false),
+		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(maxWindow/2), zstd.WithLowerEncoderMem(true))
+}
+
+func (c *Codec) putWriter(e *zstd.Encoder) {
+	e.Reset(nil)
+	c.writers.Put(e)
+}
+
+// streamReader lends a decompressor of bounded memory that reads from r.
+func (c *Codec) streamReader(r io.Reader) (*zstd.Decoder, error) {
+	if d, ok := c.readers.Get().(*zstd.Decoder); ok {
+		return d, d.Reset(r)
+	}
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(1<<62))
+}
+
+func (c *Codec) putReader(d *zstd.Decoder) {
+	if d.Reset(nil) == nil {
+		c.readers.Put(d)
+	}
+}
+
+// buffer lends an empty buffer of capacity MaxFrame.
+func (c *Codec) buffer() []byte {
+	if b, ok := c.buffers.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, MaxFrame)
+}
+
+func (c *Codec) putBuffer(b []byte) {
+	if cap(b) >= MaxFrame {
+		b = b[:0]
+		c.buffers.Put(&b)
+	}
+}
