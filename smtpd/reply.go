@@ -1,0 +1,82 @@
+package smtpd
+
+import (
+	"errors"
+	"strconv"
+
+	"mochila/internal/envelope"
+)
+
+// reply queues one line; it is sent when the input runs dry.
+func (c *conn) reply(code int, enhanced, text string) {
+	b := strconv.AppendInt(c.out, int64(code), 10)
+	b = append(b, ' ')
+	if enhanced != "" {
+		b = append(b, enhanced...)
+		b = append(b, ' ')
+	}
+	b = append(b, printable(text, maxReply)...)
+	c.out = append(b, '\r', '\n')
+	if code < 400 {
+		c.tally[c.verb].good++
+	}
+}
+
+// replyStatus queues st as it is.
+func (c *conn) replyStatus(st *envelope.Status) {
+	c.reply(st.Code, st.Enhanced, st.Text)
+	if st.Code == 421 || st.Code == 521 {
+		c.closing, c.linger = true, true
+	}
+}
+
+// fail refuses a command that is wrong in itself.
+func (c *conn) fail(code int, enhanced, text string) {
+	c.errors++
+	c.reply(code, enhanced, text)
+}
+
+// failStatus is fail for a reply that exists already.
+func (c *conn) failStatus(st *envelope.Status) {
+	c.errors++
+	c.replyStatus(st)
+}
+
+// lines queues a reply of several lines without enhanced codes, as EHLO and HELP have it.
+func (c *conn) lines(code int, text ...string) {
+	for i, t := range text {
+		b := strconv.AppendInt(c.out, int64(code), 10)
+		if i < len(text)-1 {
+			b = append(b, '-')
+		} else {
+			b = append(b, ' ')
+		}
+		b = append(b, t...)
+		c.out = append(b, '\r', '\n')
+	}
+	c.tally[c.verb].good++
+}
+
+// refusal is the reply for an error of the Acceptor. What is not a *envelope.Status is trouble of this node: it is
+// temporary, and its text is for the log.
+func (c *conn) refusal(err error) *envelope.Status {
+	var st *envelope.Status
+	if errors.As(err, &st) && st != nil && st.Code >= 400 && st.Code <= 599 {
+		return st
+	}
+	c.srv.log.Error("while serving " + c.who() + ": " + printable(err.Error(), maxReply))
+	return envelope.NewStatus(451, "4.3.0", "local error, try again later")
+}
+
+// reject logs a refusal in the words of Postfix.
+func (c *conn) reject(what string, st *envelope.Status, rcpt string) {
+	line := "NOQUEUE: reject: " + what + " from " + c.who() + ": " + st.String() + ";"
+	if c.mail != nil {
+		line += " from=<" + c.mail.Sender + ">"
+	}
+	if rcpt != "" {
+		line += " to=<" + rcpt + ">"
+	}
+	line += " proto=" + c.proto() + " helo=<" + c.helo + ">"
+	c.srv.log.Warn(printable(line, 2000))
+}
