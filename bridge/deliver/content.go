@@ -1,0 +1,292 @@
+package deliver
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"mochila/internal/envelope"
+)
+
+// smallContent is read into memory once, checked, and sent from there.
+const smallContent = 64 << 10
+
+// errCorrupt says that stored content is not what its envelope promises.
+var errCorrupt = errors.New("stored content does not match its checksum")
+
+// checked reads content to its end and fails there, with errCorrupt, unless it is what the envelope promises.
+type checked struct {
+	r   io.Reader
+	h   hash.Hash
+	n   int64
+	env *envelope.Envelope
+}
+
+func newChecked(r io.Reader, env *envelope.Envelope) *checked {
+	return &checked{r: r, h: sha256.New(), env: env}
+}
+
+func (c *checked) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.h.Write(p[:n])
+	c.n += int64(n)
+	if c.n > c.env.Size {
+		return n, fmt.Errorf("%w: longer than %d bytes", errCorrupt, c.env.Size)
+	}
+	if err == io.EOF {
+		switch {
+		case c.n != c.env.Size:
+			err = fmt.Errorf("%w: %d bytes, not %d", errCorrupt, c.n, c.env.Size)
+		case [32]byte(c.h.Sum(nil)) != c.env.Sum:
+			err = errCorrupt
+		}
+	}
+	return n, err
+}
+
+// content is the message of one Deliver call.
+type content struct {
+	m       *Message
+	small   []byte // all of it, checked, when it is small
+	inMem   bool
+	eight   bool // bytes above 127 somewhere
+	header8 bool // bytes above 127 in the header
+}
+
+// load reads small content into memory and learns what MAIL must say about it. Large content is read through once,
+// but only when nobody has said whether it is 8-bit.
+func load(m *Message) (*content, error) {
+	c := &content{m: m}
+	mail := m.Env.Mail
+	r, err := m.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open the content: %w", err)
+	}
+	defer r.Close()
+	if m.Env.Size <= smallContent {
+		b := make([]byte, 0, m.Env.Size+1)
+		w := bytes.NewBuffer(b)
+		if _, err := io.Copy(w, newChecked(r, m.Env)); err != nil {
+			return nil, err
+		}
+		c.small, c.inMem = w.Bytes(), true
+		c.header8, c.eight = scan8(c.small)
+	} else if mail.SMTPUTF8 || mail.Body == "" {
+		if err := c.survey(r); err != nil {
+			return nil, err
+		}
+	}
+	if h, e := scan8(m.Header); h || e {
+		c.eight, c.header8 = true, c.header8 || h
+	}
+	if mail.Body == "8BITMIME" || mail.Body == "BINARYMIME" {
+		c.eight = true
+	}
+	return c, nil
+}
+
+// survey reads large content until it is clear whether header and body hold 8-bit bytes.
+func (c *content) survey(r io.Reader) error {
+	buf := make([]byte, 64<<10)
+	inBody := false
+	tail := [3]byte{0, '\r', '\n'} // the end of the block before, for a header that ends across two
+	for {
+		n, err := io.ReadFull(r, buf[3:])
+		block := buf[3 : 3+n]
+		if !inBody {
+			copy(buf, tail[:])
+			end := headerEnd(buf[:3+n])
+			if end >= 0 {
+				inBody = true
+				c.header8 = c.header8 || not7bit(buf[3:max(end, 3)])
+			} else {
+				c.header8 = c.header8 || not7bit(block)
+			}
+			copy(tail[:], buf[n:])
+		}
+		c.eight = c.eight || not7bit(block)
+		if c.eight && inBody {
+			return nil
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the content: %w", err)
+		}
+	}
+}
+
+// headerEnd is the offset after the empty line that ends a header, -1 when it is not in b.
+func headerEnd(b []byte) int {
+	for i := 0; ; {
+		j := bytes.IndexByte(b[i:], '\n')
+		if j < 0 {
+			return -1
+		}
+		i += j + 1
+		rest := b[i:]
+		if len(rest) > 0 && rest[0] == '\n' {
+			return i + 1
+		}
+		if len(rest) > 1 && rest[0] == '\r' && rest[1] == '\n' {
+			return i + 2
+		}
+	}
+}
+
+// scan8 reports bytes above 127 in the header of b and in all of it.
+func scan8(b []byte) (header, all bool) {
+	if !not7bit(b) {
+		return false, false
+	}
+	h := b
+	if end := headerEnd(b); end >= 0 {
+		h = b[:end]
+	}
+	if bytes.HasPrefix(b, []byte("\r\n")) || bytes.HasPrefix(b, []byte("\n")) {
+		h = nil
+	}
+	return not7bit(h), true
+}
+
+func not7bit(b []byte) bool {
+	for _, c := range b {
+		if c >= 0x80 {
+			return true
+		}
+	}
+	return false
+}
+
+// open returns the content from its start, checked.
+func (c *content) open() (io.ReadCloser, error) {
+	if c.inMem {
+		return io.NopCloser(bytes.NewReader(c.small)), nil
+	}
+	r, err := c.m.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open the content: %w", err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{newChecked(r, c.m.Env), r}, nil
+}
+
+// dotWriter turns content into what follows DATA: dots stuffed, every line ended by CRLF. Stored content is
+// canonical, so that is all there is to do; what is not (a bare CR that a local program wrote) leaves in a form that no
+// server can take for the end of the mail: a bare LF becomes CRLF, CRs right before CRLF are dropped, other bare CRs
+// become a space (as Postfix does since 3.9).
+type dotWriter struct {
+	w   *bufio.Writer
+	mid bool // inside a line
+	cr  bool // CRs are held back until it is clear what follows
+}
+
+func (d *dotWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		if d.cr {
+			switch p[0] {
+			case '\r':
+				p = p[1:]
+				continue
+			case '\n':
+				d.cr, d.mid = false, false
+				d.w.WriteString("\r\n")
+				p = p[1:]
+				continue
+			}
+			d.cr, d.mid = false, true
+			d.w.WriteByte(' ')
+		}
+		if !d.mid && p[0] == '.' {
+			d.w.WriteByte('.')
+		}
+		line := p
+		lf := bytes.IndexByte(p, '\n')
+		if lf >= 0 {
+			line = p[:lf]
+		}
+		cr := bytes.IndexByte(line, '\r')
+		switch {
+		case cr >= 0 && cr != lf-1: // bare, or the last byte we have
+			d.w.Write(p[:cr])
+			d.mid = d.mid || cr > 0
+			d.cr = true
+			p = p[cr+1:]
+		case lf < 0:
+			d.w.Write(p)
+			d.mid = true
+			p = nil
+		case cr < 0:
+			d.w.Write(line)
+			d.w.WriteString("\r\n")
+			d.mid = false
+			p = p[lf+1:]
+		default:
+			d.w.Write(p[:lf+1])
+			d.mid = false
+			p = p[lf+1:]
+		}
+	}
+	// Only the last error counts: bufio.Writer keeps the first one it meets.
+	_, err := d.w.Write(nil)
+	return n, err
+}
+
+// end completes the last line and writes the final dot, without flushing it.
+func (d *dotWriter) end() {
+	if d.cr || d.mid {
+		d.w.WriteString("\r\n")
+	}
+	d.w.WriteString(".\r\n")
+	d.cr, d.mid = false, false
+}
+
+// lfWriter turns canonical lines into the LF lines of local files. Bare CRs stay.
+type lfWriter struct {
+	w   *bufio.Writer
+	mid bool // inside a line
+	cr  bool // held back
+}
+
+func (l *lfWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		if l.cr {
+			if p[0] != '\n' {
+				l.w.WriteByte('\r')
+				l.mid = true
+			}
+			l.cr = false
+		}
+		i := bytes.IndexByte(p, '\r')
+		if i < 0 {
+			l.w.Write(p)
+			l.mid = p[len(p)-1] != '\n'
+			break
+		}
+		if i > 0 {
+			l.w.Write(p[:i])
+			l.mid = p[i-1] != '\n'
+		}
+		l.cr = true
+		p = p[i+1:]
+	}
+	_, err := l.w.Write(nil)
+	return n, err
+}
+
+// end completes the last line and flushes.
+func (l *lfWriter) end() error {
+	if l.cr || l.mid {
+		l.w.WriteByte('\n')
+	}
+	return l.w.Flush()
+}
