@@ -15,7 +15,7 @@ type checker struct {
 	c        *Config
 	main     *file
 	problems Problems
-	warnings []*Warning
+	warnings Problems
 }
 
 func (k *checker) bad(s source, key, msg, hint string) {
@@ -152,15 +152,19 @@ func (k *checker) peers() {
 			}
 			ids[p.ID] = p
 		}
-		k.patterns(p.at, "send_as", p.SendAs, true)
-		k.patterns(p.at, "send_to", p.SendTo, false)
+		k.patterns(p.src("send_as"), "send_as", p.SendAs, true)
+		k.patterns(p.src("send_to"), "send_to", p.SendTo, false)
 		for _, n := range p.RelayTo {
-			if n != "*" {
-				k.known(p.at, "relay_to", n)
+			switch n {
+			case "*":
+			case p.Node:
+				k.bad(p.src("relay_to"), "relay_to", fmt.Sprintf("%q is the peer itself", n), "leave it out")
+			default:
+				k.known(p.src("relay_to"), "relay_to", n)
 			}
 		}
-		if p.MaxBytes < 0 || p.MaxCount < 0 {
-			k.bad(p.at, "max_count", "must not be negative", "")
+		if p.MaxCount < 0 {
+			k.bad(p.src("max_count"), "max_count", "must not be negative", "")
 		}
 	}
 }
@@ -245,6 +249,9 @@ func isAddress(a string) bool {
 	return true
 }
 
+// anySender reports whether a rule's from= takes everybody.
+func anySender(from []string) bool { return len(from) == 0 || slices.Contains(from, "*") }
+
 // taker is a rule that takes all mail for a pattern.
 type taker struct {
 	table string
@@ -254,7 +261,7 @@ type taker struct {
 func (k *checker) routes() {
 	taken := map[string]taker{}
 	for _, d := range k.c.Delivers {
-		if len(d.From) == 0 && d.MaxSize == 0 {
+		if anySender(d.From) && d.MaxSize == 0 {
 			for _, to := range d.To {
 				taken[strings.ToLower(to)] = taker{"[[deliver]]", d.at}
 			}
@@ -276,12 +283,12 @@ func (k *checker) routes() {
 		}
 		for i, hop := range r.Path {
 			switch {
+			case hop == k.c.Name:
+				k.bad(r.at, "path", fmt.Sprintf("%q is this node itself", hop), "leave it out")
 			case hop == r.Node:
 				k.bad(r.at, "path", fmt.Sprintf("%q is the destination; path lists only the relays before it", hop), "leave it out")
 			case slices.Contains(r.Path[:i], hop):
 				k.bad(r.at, "path", fmt.Sprintf("%q is there twice", hop), "")
-			case hop == k.c.Name:
-				k.bad(r.at, "path", fmt.Sprintf("%q is this node itself", hop), "leave it out")
 			default:
 				k.known(r.at, "path", hop)
 			}
@@ -297,7 +304,7 @@ func (k *checker) routes() {
 					break
 				}
 			}
-			if len(r.From) == 0 && r.MaxSize == 0 {
+			if anySender(r.From) && r.MaxSize == 0 {
 				if _, ok := taken[to]; !ok {
 					taken[to] = taker{"[[route]]", r.at}
 				}
@@ -437,7 +444,7 @@ func (k *checker) reach() {
 // DeliversDomain reports whether some [[deliver]] takes all mail for a domain, whoever sends it.
 func (c *Config) DeliversDomain(domain string) bool {
 	for _, d := range c.Delivers {
-		if len(d.From) > 0 {
+		if !anySender(d.From) {
 			continue
 		}
 		for _, to := range d.To {

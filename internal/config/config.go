@@ -147,7 +147,16 @@ type Peer struct {
 	MaxCount int      `toml:"max_count"` // envelopes and bundles, as MaxBytes; default 100000
 	Card     string   `toml:"card"`      // the signed card as text; line breaks do not matter
 
-	at source
+	at   source
+	from map[string]source // of the keys that mochila.toml overrides
+}
+
+// src is where a key of the peer was written.
+func (p Peer) src(key string) source {
+	if s, ok := p.from[key]; ok {
+		return s
+	}
+	return p.at
 }
 
 // Net is an IP network, or one address.

@@ -56,18 +56,18 @@ func Load(h Home) (*Config, []*Warning, error) {
 		ps = append(ps, m.override(overrides)...)
 	}
 	if len(ps) > 0 {
-		return nil, nil, ps
+		return nil, nil, ps.sorted(h)
 	}
 	slices.SortStableFunc(c.Peers, func(a, b Peer) int { return strings.Compare(a.Node, b.Node) })
 	c.defaults()
 	k := &checker{c: c, main: main}
 	k.all()
 	if len(k.problems) > 0 {
-		return nil, k.warnings, k.problems
+		return nil, k.warnings, k.problems.sorted(h)
 	}
 	c.impliedRoutes()
 	c.absolute()
-	return c, k.warnings, nil
+	return c, k.warnings.sorted(h), nil
 }
 
 // read decodes one file strictly. The file is nil when there are problems, or when it does not exist.
@@ -92,7 +92,11 @@ func read(path string, into any) (*file, Problems) {
 	if err := d.Decode(into); err != nil {
 		return nil, fromTOML(path, err, reflect.TypeOf(into).Elem())
 	}
-	return newFile(path, doc), nil
+	f := newFile(path, doc)
+	if ps := f.units(reflect.TypeOf(into).Elem()); len(ps) > 0 {
+		return nil, ps
+	}
+	return f, nil
 }
 
 // peerFiles lists peers/*.toml by name, without hidden and temporary files.
@@ -192,29 +196,36 @@ func (m *merger) override(tables []Peer) (ps Problems) {
 			m.c.Peers = append(m.c.Peers, o)
 			continue
 		}
-		p := &m.c.Peers[i]
-		over(&p.SendAs, o.SendAs)
-		over(&p.SendTo, o.SendTo)
-		over(&p.RelayTo, o.RelayTo)
-		if o.MaxBytes != 0 {
-			p.MaxBytes = o.MaxBytes
-		}
-		if o.MaxCount != 0 {
-			p.MaxCount = o.MaxCount
-		}
-		for key, v := range map[string][2]string{"id": {o.ID, p.ID}, "card": {o.Card, p.Card}} {
-			if v[0] != "" && v[0] != v[1] {
-				ps = append(ps, o.at.problem(key, "differs from "+p.at.file.path, "leave it out here"))
-			}
-		}
+		ps = append(ps, m.c.Peers[i].override(o)...)
 	}
 	return ps
 }
 
-func over(to *[]string, by []string) {
-	if by != nil {
-		*to = by
+// override takes from o, a [[peer]] of mochila.toml, the grants that are written there.
+func (p *Peer) override(o Peer) (ps Problems) {
+	p.from = map[string]source{}
+	if o.SendAs != nil {
+		p.SendAs, p.from["send_as"] = o.SendAs, o.at
 	}
+	if o.SendTo != nil {
+		p.SendTo, p.from["send_to"] = o.SendTo, o.at
+	}
+	if o.RelayTo != nil {
+		p.RelayTo, p.from["relay_to"] = o.RelayTo, o.at
+	}
+	if o.MaxBytes != 0 {
+		p.MaxBytes, p.from["max_bytes"] = o.MaxBytes, o.at
+	}
+	if o.MaxCount != 0 {
+		p.MaxCount, p.from["max_count"] = o.MaxCount, o.at
+	}
+	if o.ID != "" && o.ID != p.ID {
+		ps = append(ps, o.at.problem("id", "differs from "+p.at.file.path, "leave it out here"))
+	}
+	if o.Card != "" && o.Card != p.Card {
+		ps = append(ps, o.at.problem("card", "differs from "+p.at.file.path, "leave it out here"))
+	}
+	return ps
 }
 
 // peerHint is what helps when a node's name leads nowhere.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -13,7 +14,10 @@ type file struct {
 	keys map[string]place // "smtp.listen", "route[1].node"
 }
 
-type place struct{ line, col int }
+type place struct {
+	line, col int
+	number    string // the value, if it is a bare number
+}
 
 // source is where an element of a merged list came from.
 type source struct {
@@ -34,7 +38,7 @@ func newFile(path string, doc []byte) *file {
 			n := it.Node()
 			if name == "" {
 				start := p.Shape(n.Raw).Start
-				pos = place{start.Line, start.Column}
+				pos = place{line: start.Line, col: start.Column}
 			} else {
 				name += "."
 			}
@@ -56,10 +60,35 @@ func newFile(path string, doc []byte) *file {
 			if table != "" {
 				name = table + "." + name
 			}
+			if v := e.Value(); v.Kind == unstable.Integer || v.Kind == unstable.Float {
+				pos.number = string(v.Data)
+			}
 			f.keys[name] = pos
 		}
 	}
 	return f
+}
+
+// units finds bare numbers where a duration is wanted, and negative sizes: the decoder takes both as they are.
+func (f *file) units(target reflect.Type) (ps Problems) {
+	for at, pos := range f.keys {
+		if pos.number == "" {
+			continue
+		}
+		t := target
+		for key := range strings.SplitSeq(plain(at), ".") {
+			if t != nil {
+				t, _ = fieldFor(t, key)
+			}
+		}
+		switch {
+		case t == reflect.TypeFor[Duration]() && pos.number != "0":
+			ps = append(ps, f.problem(at, pos.number+" has no unit", fmt.Sprintf("write %q if you mean seconds", pos.number+"s")))
+		case t == reflect.TypeFor[Size]() && pos.number[0] == '-':
+			ps = append(ps, f.problem(at, "must not be negative", ""))
+		}
+	}
+	return ps
 }
 
 // isList reports whether a table may be there several times.

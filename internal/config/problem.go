@@ -1,10 +1,12 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -55,6 +57,22 @@ func (ps Problems) Unwrap() []error {
 	return errs
 }
 
+// sorted puts mochila.toml first and each file in its order.
+func (ps Problems) sorted(h Home) Problems {
+	slices.SortStableFunc(ps, func(a, b *Problem) int {
+		if a.File != b.File {
+			switch h.Config() {
+			case a.File:
+				return -1
+			case b.File:
+				return 1
+			}
+		}
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
+	})
+	return ps
+}
+
 // fromTOML turns what the decoder found into Problems; target is the struct type that was decoded into.
 func fromTOML(file string, err error, target reflect.Type) Problems {
 	var strict *toml.StrictMissingError
@@ -96,8 +114,11 @@ func typeMismatch(msg string) (string, string) {
 		}
 		return fmt.Sprintf("does not take a %s", m[1]), ""
 	}
-	if msg == "cannot store an array table in a struct" {
-		return "is there once", "write [name], not [[name]]"
+	switch {
+	case msg == "cannot store an array table in a struct":
+		return "there is only one such table", "write its name in single brackets"
+	case strings.HasSuffix(msg, "at start of value"):
+		return msg, "text stands in quotes"
 	}
 	return msg, ""
 }
