@@ -8,16 +8,19 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"mochila/internal/durable"
 )
 
 // Options are what every kind of delivery may need. The zero value works.
 type Options struct {
-	Hostname string // EHLO name; "" = the system's host name
-	Domain   string // stands for %d in a Maildir path when an address has no domain; "" = "localhost"
-	Home     string // relative paths start here; "" = they are refused
-	TempDir  string // where a command's input is gathered before it starts; "" = the system's
-	MaxConns int    // connections at once to one SMTP or LMTP server, 20; more callers wait
-	MaxRcpts int    // recipients in one transaction, 100 (RFC 5321 section 4.5.3.1.8); a server's RCPTMAX counts too
+	Hostname string     // EHLO name; "" = the system's host name
+	Domain   string     // stands for %d in a Maildir path when an address has no domain; "" = "localhost"
+	Home     string     // relative paths start here; "" = they are refused
+	TempDir  string     // where a command's input is gathered before it starts; "" = the system's
+	FS       durable.FS // for Maildirs; nil = the real file system
+	MaxConns int        // connections at once to one SMTP or LMTP server, 20; more callers wait
+	MaxRcpts int        // recipients in one transaction, 100 (RFC 5321 section 4.5.3.1.8); a server's RCPTMAX counts too
 
 	// Time limits, with RFC 5321 section 4.5.3.2 in mind.
 	Connect time.Duration // to open a connection, 30 s
