@@ -20,7 +20,7 @@ var mailDict []byte
 
 const (
 	mailDictID  = 1
-	mailDictSum = "aebe5a921032d8522cca5fb763879282babc1eef28c90c7326b9d9f2703943a7"
+	mailDictSum = "8ac2a1a97156251cc0748f9fda0f11edb4f23b12a13e78d4330784ebfafb80c4"
 )
 
 // Codec keeps compressors and buffers for reuse. It serves any number of writers and readers at once; one per
@@ -40,7 +40,7 @@ func NewCodec() (*Codec, error) {
 	}
 	c := new(Codec)
 	var err error
-	common := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false)}
+	common := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false)}
 	if c.plain, err = zstd.NewWriter(nil, append(common, zstd.WithWindowSize(MaxFrame))...); err != nil {
 		return nil, fmt.Errorf("compressor: %w", err)
 	}
@@ -62,8 +62,8 @@ func (c *Codec) streamWriter(w io.Writer) (*zstd.Encoder, error) {
 		e.Reset(w)
 		return e, nil
 	}
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false),
-		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(maxWindow/2), zstd.WithLowerEncoderMem(true))
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false),
+		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(2<<20), zstd.WithLowerEncoderMem(true))
 }
 
 func (c *Codec) putWriter(e *zstd.Encoder) {
