@@ -90,6 +90,10 @@ func (k *checker) smtp() {
 			k.warn(k.top("smtp.relay_from"), "", fmt.Sprintf("%s lets the whole world relay through this node", n), "name the networks of your own machines")
 		}
 	}
+	k.patterns(k.top("smtp.open_to"), "", s.OpenTo, false)
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		k.bad(k.top("smtp"), "", "tls_cert and tls_key come together", "")
+	}
 	k.positive("smtp.max_size", int64(s.MaxSize), 1024)
 	k.positive("smtp.max_recipients", int64(s.MaxRecipients), 1)
 	for _, a := range k.c.Link.Listen {
@@ -125,6 +129,7 @@ func (k *checker) limits() {
 	}
 	k.positive("limits.received", int64(l.Received), 1)
 	k.positive("limits.bundle", int64(l.Bundle), 1024)
+	k.positive("limits.deliveries", int64(l.Deliveries), 1)
 	k.positive("limits.trace_keep", int64(l.TraceKeep), 1)
 	if l.RetryMin > l.RetryMax {
 		k.bad(k.top("limits.retry_min"), "", fmt.Sprintf("%s is longer than retry_max, %s", l.RetryMin, l.RetryMax), "")
@@ -333,8 +338,15 @@ func (k *checker) contacts() {
 		case t.Carrier != "" && !scheme.MatchString(t.Carrier):
 			k.bad(t.at, "carrier", fmt.Sprintf("%q is not a carrier", t.Carrier), "such as tcp:host:2424, dir:/media/usb or ssh:user@host")
 		}
-		if t.Every < Duration(1e9) {
-			k.bad(t.at, "every", fmt.Sprintf("%s is shorter than 1s", t.Every), "")
+		if every := t.When.Every(); every > 0 && every != t.Every {
+			k.bad(t.at, "every", fmt.Sprintf("%s contradicts when = %q", t.Every, t.When), "leave one of them out")
+		}
+		for _, n := range t.Reaches {
+			if n == t.Node {
+				k.bad(t.at, "reaches", fmt.Sprintf("%q is the neighbour itself", n), "leave it out")
+			} else {
+				k.known(t.at, "reaches", n)
+			}
 		}
 	}
 }
@@ -418,6 +430,9 @@ func (k *checker) reach() {
 	neighbours := map[string]bool{}
 	for _, t := range c.Contacts {
 		neighbours[t.Node] = true
+		for _, n := range t.Reaches {
+			neighbours[n] = true
+		}
 	}
 	warned, routed := map[string]bool{}, map[string]bool{}
 	for _, r := range c.Routes {

@@ -37,7 +37,10 @@ type SMTP struct {
 	MaxSize       Size     `toml:"max_size"`       // largest message, from whatever side; default 50MiB
 	MaxRecipients int      `toml:"max_recipients"` // recipients of one message; default 1000
 	Hostname      string   `toml:"hostname"`       // greeting, Received and Reporting-MTA; default Domain
+	OpenTo        []string `toml:"open_to"`        // recipient patterns that anybody may send to; nil: clients outside RelayFrom are turned away
 	Normalize     bool     `toml:"normalize"`      // repair bare CR, bare LF and NUL instead of refusing them
+	TLSCert       string   `toml:"tls_cert"`       // PEM file with certificate and chain: offers STARTTLS
+	TLSKey        string   `toml:"tls_key"`        // PEM file with its key, readable by the daemon's user only
 }
 
 // Prefixes returns RelayFrom as the standard library's type.
@@ -66,16 +69,19 @@ type Jobs struct {
 
 // Limits is the [limits] table.
 type Limits struct {
-	Lifetime  Duration `toml:"lifetime"`   // of an envelope; default 60d
-	Delay     Duration `toml:"delay"`      // earliest delay notice; default 4h
-	RetryMin  Duration `toml:"retry_min"`  // first retry; default 1m
-	RetryMax  Duration `toml:"retry_max"`  // doubling ends here; default 4h
-	Reserve   Size     `toml:"reserve"`    // disk space left alone; default -1: the larger of 5 % and 500MiB
-	Hops      int      `toml:"hops"`       // nodes that an envelope may pass; default 20
-	Received  int      `toml:"received"`   // Received lines at entry that mean a loop; default 50
-	Bundle    Size     `toml:"bundle"`     // content of one bundle of small mail; default 1MiB
-	TraceKeep int      `toml:"trace_keep"` // finished envelopes remembered; default 100000
-	TraceAge  Duration `toml:"trace_age"`  // and for how long; default 90d
+	Lifetime   Duration `toml:"lifetime"`   // of an envelope; default 60d
+	Grace      Duration `toml:"grace"`      // after expiry, how long a receipt may still come before the failure notice; default 14d
+	Delay      Duration `toml:"delay"`      // earliest delay notice; default 4h
+	RetryMin   Duration `toml:"retry_min"`  // first retry; default 1m
+	RetryMax   Duration `toml:"retry_max"`  // doubling ends here; default 4h
+	Reserve    Size     `toml:"reserve"`    // disk space left alone; default -1: the larger of 5 % and 500MiB
+	Hops       int      `toml:"hops"`       // nodes that an envelope may pass; default 20
+	Received   int      `toml:"received"`   // Received lines at entry that mean a loop; default 50
+	Bundle     Size     `toml:"bundle"`     // content of one bundle of small mail; default 1MiB
+	Deliveries int      `toml:"deliveries"` // at once to one place; default 20
+	Quarantine Size     `toml:"quarantine"` // of refused input is kept; default 1GiB
+	TraceKeep  int      `toml:"trace_keep"` // finished envelopes remembered; default 100000
+	TraceAge   Duration `toml:"trace_age"`  // and for how long; default 90d
 }
 
 // Route is one [[route]]: mail for To goes to Node.
@@ -101,6 +107,8 @@ type Contact struct {
 	Linger    Duration `toml:"linger"`     // keep an idle live link this long; default 0
 	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
 	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
+	Overdue   Duration `toml:"overdue"`    // without a receipt for so long, a packet is sent again; 0: by the kind of carrier
+	Reaches   []string `toml:"reaches"`    // further nodes to which the neighbour relays, for what no route's path says
 
 	at source
 }
@@ -109,7 +117,7 @@ type Contact struct {
 type Deliver struct {
 	To      []string `toml:"to"`       // as in Route
 	From    []string `toml:"from"`     // as in Route
-	Via     string   `toml:"via"`      // smtp: smtps: submission: lmtp: maildir: sendmail: pipe:
+	Via     string   `toml:"via"`      // smtp: lmtp: maildir: sendmail: pipe:
 	MaxSize Size     `toml:"max_size"` // 0: no limit but [smtp] max_size
 
 	at source
@@ -140,7 +148,7 @@ type Handler struct {
 type Peer struct {
 	Node     string   `toml:"node"`      // its local name; default: the file's name
 	ID       string   `toml:"id"`        // node id, 52 characters
-	SendAs   []string `toml:"send_as"`   // sender patterns it may use; nil: NODE.mochila and the null sender
+	SendAs   []string `toml:"send_as"`   // sender patterns it may use; nil: any
 	SendTo   []string `toml:"send_to"`   // recipient patterns it may reach; nil: whatever [[deliver]] takes
 	RelayTo  []string `toml:"relay_to"`  // nodes to which this node relays its bundles; "*" for all; nil: none
 	MaxBytes Size     `toml:"max_bytes"` // it may hold in this spool; default 1GiB
@@ -195,12 +203,15 @@ func (c *Config) defaults() {
 	}
 	l := &c.Limits
 	set(&l.Lifetime, Duration(60*day))
+	set(&l.Grace, Duration(14*day))
 	set(&l.Delay, Duration(4*time.Hour))
 	set(&l.RetryMin, Duration(time.Minute))
 	set(&l.RetryMax, Duration(4*time.Hour))
 	set(&l.Hops, 20)
 	set(&l.Received, 50)
 	set(&l.Bundle, 1<<20)
+	set(&l.Deliveries, 20)
+	set(&l.Quarantine, 1<<30)
 	set(&l.TraceKeep, 100_000)
 	set(&l.TraceAge, Duration(90*day))
 	for i := range c.Routes {
@@ -209,6 +220,7 @@ func (c *Config) defaults() {
 	names := map[string]int{}
 	for i := range c.Contacts {
 		k := &c.Contacts[i]
+		set(&k.Every, k.When.Every())
 		set(&k.Every, Duration(5*time.Minute))
 		if k.Name == "" {
 			names[k.Node]++

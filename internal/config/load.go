@@ -222,7 +222,7 @@ func (p *Peer) override(o Peer) (ps Problems) {
 	if o.ID != "" && o.ID != p.ID {
 		ps = append(ps, o.at.problem("id", "differs from "+p.at.file.path, "leave it out here"))
 	}
-	if o.Card != "" && o.Card != p.Card {
+	if o.Card != "" && strings.TrimSpace(o.Card) != strings.TrimSpace(p.Card) {
 		ps = append(ps, o.at.problem("card", "differs from "+p.at.file.path, "leave it out here"))
 	}
 	return ps
@@ -257,7 +257,8 @@ func (c *Config) impliedRoutes() {
 	c.Routes = append(implied, c.Routes...)
 }
 
-// usualPath is the path that the first written route to a node takes, when the node is no neighbour itself.
+// usualPath is the path that the first written route to a node takes, or the contact that reaches it, when the node
+// is no neighbour itself.
 func (c *Config) usualPath(node string) []string {
 	for _, k := range c.Contacts {
 		if k.Node == node {
@@ -269,6 +270,11 @@ func (c *Config) usualPath(node string) []string {
 			return r.Path
 		}
 	}
+	for _, k := range c.Contacts {
+		if slices.Contains(k.Reaches, node) {
+			return []string{k.Node}
+		}
+	}
 	return nil
 }
 
@@ -276,6 +282,11 @@ func (c *Config) usualPath(node string) []string {
 func (c *Config) absolute() {
 	for i := range c.SMTP.Listen {
 		c.SMTP.Listen[i].below(c.Home.Base)
+	}
+	for _, p := range []*string{&c.SMTP.TLSCert, &c.SMTP.TLSKey} {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(c.Home.Base, *p)
+		}
 	}
 	for i := range c.Delivers {
 		c.Delivers[i].Via = viaBelow(c.Delivers[i].Via, c.Home.Base)

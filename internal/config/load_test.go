@@ -164,15 +164,17 @@ func TestWhole(t *testing.T) {
 	for what, pair := range map[string][2]any{
 		"listen":      {c.SMTP.Listen, []Listen{{"smtp", "tcp", "127.0.0.1:2525"}, {"lmtp", "tcp", "[::1]:2424"}, {"lmtp", "unix", h.ConfigDir + "/run/lmtp.sock"}, {"smtp", "unix", "/run/smtp.sock"}}},
 		"relay_from":  {c.SMTP.Prefixes(), []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.7/32")}},
-		"route":       {c.Routes[3].Path, []string{"ferry"}},
+		"route":       {c.Routes[4].Path, []string{"ferry"}},
 		"when":        {c.Contacts[0].When, when},
 		"carrier":     {c.Contacts[0].Carrier, "dir:" + h.ConfigDir + "/stick"},
 		"other name":  {c.Contacts[1].Name, "inn"},
 		"third name":  {c.Contacts[2].Name, "ferry"},
-		"send_as":     {c.Peers[1].SendAs, []string{"hub.example", "<>"}},
-		"max_count":   {c.Peers[1].MaxCount, 7},
-		"not touched": {c.Peers[0].SendAs, []string(nil)},
-		"card":        {strings.Fields(c.Peers[1].Card), []string{"card", "of", "hub"}},
+		"tls_key":     {c.SMTP.TLSKey, h.ConfigDir + "/key.pem"},
+		"reached":     {c.Routes[0].To[0] + " by " + strings.Join(c.Routes[0].Path, ","), "far.mochila by ferry"},
+		"send_as":     {c.Peers[2].SendAs, []string{"hub.example", "<>"}},
+		"max_count":   {c.Peers[2].MaxCount, 7},
+		"not touched": {c.Peers[1].SendAs, []string(nil)},
+		"card":        {strings.Fields(c.Peers[2].Card), []string{"card", "of", "hub"}},
 		"bounce":      {c.Bounce.Via, "smtp:127.0.0.1:10026"},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
@@ -336,9 +338,9 @@ func TestWritePeer(t *testing.T) {
 	f := PeerFile{
 		Peer: Peer{
 			Node: "inn", ID: strings.Repeat("a", 51) + "q", SendAs: []string{"inn.example", "<>", `"a\b"@c`}, SendTo: []string{"*"},
-			RelayTo: []string{}, MaxBytes: 2 << 30, MaxCount: 3, Card: strings.Repeat("0123456789", 30),
+			RelayTo: []string{}, MaxBytes: 2 << 30, MaxCount: 3, Card: "-----BEGIN MOCHILA CARD-----\nAB+/==\n\\\"\"\"\n-----END MOCHILA CARD-----\n",
 		},
-		Contacts: []Contact{{Name: "x", Node: "inn", Carrier: "dir:/media/a \"b\"\n", When: when, Every: 60e9, Linger: 30e9, MaxBytes: 1e6, MaxPacket: 5e5}},
+		Contacts: []Contact{{Name: "x", Node: "inn", Carrier: "dir:/media/a \"b\"\n", When: when, Every: 60e9, Linger: 30e9, MaxBytes: 1e6, MaxPacket: 5e5, Overdue: Duration(day), Reaches: []string{"hub"}}},
 		Routes:   []Route{{To: []string{"*.inn.example"}, From: []string{"<>"}, Node: "inn", Path: []string{"hub"}, MaxSize: 1 << 20, Lifetime: Duration(week), Keep: "hop"}},
 		Delivers: []Deliver{{To: []string{"y"}, From: []string{"z"}, Via: "lmtp:/x", MaxSize: 1e3}},
 	}
@@ -349,7 +351,6 @@ func TestWritePeer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Peer.Card = strings.Join(strings.Fields(got.Peer.Card), "")
 	if !reflect.DeepEqual(got, f) {
 		t.Errorf("read back\n%+v\nwrote\n%+v", got, f)
 	}

@@ -9,8 +9,6 @@ import (
 // viaSchemes are the ways to hand mail to the local mail system, with what follows the colon.
 var viaSchemes = []struct{ name, form string }{
 	{"smtp", "smtp:127.0.0.1:10026"},
-	{"smtps", "smtps:mail.example:465"},
-	{"submission", "submission:user@mail.example:587"},
 	{"lmtp", "lmtp:/run/dovecot/lmtp or lmtp:127.0.0.1:24"},
 	{"maildir", "maildir:/srv/mail/%u"},
 	{"sendmail", "sendmail:/usr/sbin/sendmail"},
@@ -37,20 +35,14 @@ func checkVia(via string) (host, hint string, ok bool) {
 			if strings.Contains(rest, "/") {
 				return "", hint, true
 			}
-		case "submission":
-			user, at, found := cutLast(rest, "@")
-			if !found || user == "" {
-				return "", hint, false
-			}
-			rest = at
-		}
-		if !strings.Contains(rest, ":") && s.name != "lmtp" {
-			rest += ":" + map[string]string{"smtp": "25", "smtps": "465", "submission": "587"}[s.name]
 		}
 		if err := checkHostPort(rest); err != nil || strings.HasPrefix(rest, ":") {
 			return "", hint, false
 		}
 		return rest, "", true
+	}
+	if m != nil && (m[1] == "smtps" || m[1] == "submission") {
+		return "", "this version speaks no TLS to mail servers: deliver to the one on this machine", false
 	}
 	if m != nil {
 		if s := nearest(m[1], names); s != "" {
@@ -58,13 +50,6 @@ func checkVia(via string) (host, hint string, ok bool) {
 		}
 	}
 	return "", "it begins with one of " + strings.Join(names, ": ") + ":", false
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
 }
 
 // viaBelow makes the relative path of a deliver URL start at dir.

@@ -11,12 +11,14 @@ import (
 //	always                    whenever something is due, and every= to look for more
 //	on-call                   never by this node: the neighbour calls
 //	manual                    only by `mochila sync`
+//	every 4h                  then, whatever is due
 //	Mo-Fr 06:00-08:00         as always, inside weekly windows; several are separated by ";", days by ","
 //	22:00-06:00 UTC           every day; a window that ends before it begins ends on the next day
 //
 // Windows are local time unless UTC follows the last one. The zero value is always.
 type When struct {
 	mode    string // "" always
+	every   Duration
 	windows []Window
 	utc     bool
 }
@@ -38,7 +40,7 @@ var dayNames = [7]string{"Su", "Mo", "Tu", "We", "Th", "Fr", "Sa"}
 // ParseWhen reads the grammar above. Day names may be in any case and in full.
 func ParseWhen(s string) (When, error) {
 	fail := func(why string) (When, error) {
-		return When{}, fmt.Errorf("%q is not a time to make contact, such as always, on-call, manual or Mo-Fr 06:00-08:00: %s", s, why)
+		return When{}, fmt.Errorf("%q is not a time to make contact, such as always, on-call, manual, every 4h or Mo-Fr 06:00-08:00: %s", s, why)
 	}
 	t := strings.TrimSpace(s)
 	switch strings.ToLower(t) {
@@ -46,6 +48,16 @@ func ParseWhen(s string) (When, error) {
 		return When{}, nil
 	case modeOnCall, modeManual:
 		return When{mode: strings.ToLower(t)}, nil
+	}
+	if words := strings.Fields(t); len(words) == 2 && strings.EqualFold(words[0], "every") {
+		every, err := ParseDuration(words[1])
+		if err != nil {
+			return fail(err.Error())
+		}
+		if every < Duration(time.Second) {
+			return fail("it is shorter than 1s")
+		}
+		return When{every: every}, nil
 	}
 	var w When
 	if rest, ok := cutFoldSuffix(t, " utc"); ok {
@@ -178,6 +190,9 @@ func (w When) String() string {
 	if w.mode != "" {
 		return w.mode
 	}
+	if w.every > 0 {
+		return "every " + w.every.String()
+	}
 	if len(w.windows) == 0 {
 		return "always"
 	}
@@ -226,8 +241,11 @@ func (w Window) String() string {
 	return strings.Join(days, ",") + " " + t
 }
 
-// Always reports whether no window, on-call or manual limits the contact.
-func (w When) Always() bool { return w.mode == "" && len(w.windows) == 0 }
+// Always reports whether the contact is made whenever something is due.
+func (w When) Always() bool { return w.mode == "" && w.every == 0 && len(w.windows) == 0 }
+
+// Every is the interval of "every 4h", 0 for all others.
+func (w When) Every() Duration { return w.every }
 
 // OnCall reports whether only the neighbour makes the contact.
 func (w When) OnCall() bool { return w.mode == modeOnCall }
@@ -236,6 +254,7 @@ func (w When) OnCall() bool { return w.mode == modeOnCall }
 func (w When) Manual() bool { return w.mode == modeManual }
 
 // Open reports whether this node may make the contact by itself now, and until when; the zero time means for ever.
+// "every 4h" is always open: the interval is the caller's to keep.
 func (w When) Open(now time.Time) (until time.Time, open bool) {
 	if w.mode != "" {
 		return time.Time{}, false
@@ -300,4 +319,20 @@ func (w When) around(now time.Time, first, last int, f func(start, end time.Time
 			}
 		}
 	}
+}
+
+// Week returns the openings as half-open stretches of minutes since Monday 00:00, which wrap around where the first is
+// larger, and whether they are in UTC; nil for all that has no windows.
+func (w When) Week() (stretches [][2]int, utc bool) {
+	const whole = 7 * 24 * 60
+	for _, win := range w.windows {
+		for d, on := range win.Days {
+			if !on {
+				continue
+			}
+			monday := (d + 6) % 7 * 24 * 60
+			stretches = append(stretches, [2]int{monday + int(win.Start/time.Minute), (monday + int(win.End/time.Minute)) % whole})
+		}
+	}
+	return stretches, w.utc
 }

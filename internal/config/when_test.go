@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"testing"
 	"time"
 )
@@ -10,6 +11,7 @@ func TestParseWhen(t *testing.T) {
 		"always":                          "always",
 		" On-Call ":                       "on-call",
 		"manual":                          "manual",
+		"Every  90m":                      "every 1h30m",
 		"Mo-Fr 06:00-08:00":               "Mo-Fr 06:00-08:00",
 		"monday,Tue,we 6:00-08:00":        "Mo-We 06:00-08:00",
 		"Su,Mo 00:00-24:00":               "Mo,Su 00:00-24:00",
@@ -26,6 +28,9 @@ func TestParseWhen(t *testing.T) {
 	}
 	bad := map[string]string{
 		"":                  "a window is DAYS HH:MM-HH:MM",
+		"every 0s":          "it is shorter than 1s",
+		"every":             "a window is DAYS HH:MM-HH:MM",
+		"every 5":           `"5" is not a duration such as 90s, 5m, 4h, 60d or 8w: a unit is missing`,
 		"never":             "a window is DAYS HH:MM-HH:MM",
 		"Mo":                "a window is DAYS HH:MM-HH:MM",
 		"Mo 06:00":          "a window is DAYS HH:MM-HH:MM",
@@ -42,10 +47,25 @@ func TestParseWhen(t *testing.T) {
 		"always 06:00-8:00": `"always" is not a day (Mo Tu We Th Fr Sa Su)`,
 	}
 	for in, why := range bad {
-		want := `"` + in + `" is not a time to make contact, such as always, on-call, manual or Mo-Fr 06:00-08:00: ` + why
+		want := `"` + in + `" is not a time to make contact, such as always, on-call, manual, every 4h or Mo-Fr 06:00-08:00: ` + why
 		if w, err := ParseWhen(in); err == nil || err.Error() != want {
 			t.Errorf("ParseWhen(%q) = %q, error %v; want %s", in, w, err, want)
 		}
+	}
+}
+
+func TestWhenWeek(t *testing.T) {
+	w, err := ParseWhen("Mo,Su 22:00-06:00; Tu 00:00-24:00 UTC")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, utc := w.Week()
+	want := [][2]int{{6*1440 + 22*60, 6 * 60}, {22 * 60, 1440 + 6*60}, {1440, 2 * 1440}}
+	if !utc || !reflect.DeepEqual(got, want) {
+		t.Errorf("Week() = %v, %v; want %v in UTC", got, utc, want)
+	}
+	if got, _ := (When{}).Week(); got != nil {
+		t.Errorf("Week() of always = %v", got)
 	}
 }
 
@@ -133,7 +153,7 @@ func TestWhenZones(t *testing.T) {
 }
 
 func FuzzWhen(f *testing.F) {
-	for _, s := range []string{"always", "on-call", "Mo-Fr 06:00-08:00", "Fr-Mo 22:00-06:00 UTC", "06:00-08:00; Sa,Su 12:00-13:30", "23:00-00:00"} {
+	for _, s := range []string{"always", "on-call", "Mo-Fr 06:00-08:00", "Fr-Mo 22:00-06:00 UTC", "06:00-08:00; Sa,Su 12:00-13:30", "23:00-00:00", "every 4h"} {
 		f.Add(s, int64(1_770_000_000))
 	}
 	f.Fuzz(func(t *testing.T, s string, unix int64) {
@@ -153,7 +173,7 @@ func FuzzWhen(f *testing.F) {
 			}
 		}
 		next, ok := w.Next(now)
-		if windows := len(w.windows) > 0; windows != (ok && !w.Always()) {
+		if windows := len(w.windows) > 0; windows != (ok && !w.Always() && w.Every() == 0) {
 			t.Fatalf("%q has windows: %v, but opens: %v", w, windows, ok)
 		}
 		if _, at := w.Open(next); ok && !at {

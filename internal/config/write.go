@@ -195,7 +195,11 @@ func (f PeerFile) text() string {
 	if p.MaxCount > 0 {
 		fmt.Fprintf(&b, "max_count = %d\n", p.MaxCount)
 	}
-	b.WriteString("card = \"\"\"\n" + wrap(p.Card) + "\"\"\"\n")
+	b.WriteString("card = \"\"\"\n")
+	for line := range strings.Lines(strings.TrimSpace(p.Card) + "\n") {
+		b.WriteString(escape(strings.TrimRight(line, "\r\n")) + "\n")
+	}
+	b.WriteString("\"\"\"\n")
 	for _, k := range f.Contacts {
 		b.WriteString("\n[[contact]]\n")
 		str("name", k.Name)
@@ -208,6 +212,8 @@ func (f PeerFile) text() string {
 		dur("linger", k.Linger)
 		size("max_bytes", k.MaxBytes)
 		size("max_packet", k.MaxPacket)
+		dur("overdue", k.Overdue)
+		list("reaches", k.Reaches)
 	}
 	for _, r := range f.Routes {
 		b.WriteString("\n[[route]]\n")
@@ -225,19 +231,6 @@ func (f PeerFile) text() string {
 		list("from", d.From)
 		str("via", d.Via)
 		size("max_size", d.MaxSize)
-	}
-	return b.String()
-}
-
-// wrap breaks a card into lines of 76; what would end the TOML string is escaped.
-func wrap(card string) string {
-	var b strings.Builder
-	for line := range strings.FieldsSeq(card) {
-		for len(line) > 76 {
-			b.WriteString(escape(line[:76]) + "\n")
-			line = line[76:]
-		}
-		b.WriteString(escape(line) + "\n")
 	}
 	return b.String()
 }
