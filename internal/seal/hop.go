@@ -18,8 +18,8 @@ const (
 	PayloadLayer  uint8 = 2 // an onion layer
 )
 
-// kindHop begins the content of a hop box.
-const kindHop = 2
+// kindHop begins the content of a hop box; a bundle begins with another (bundle.Kind).
+const kindHop = 1
 
 // hopPlain is the content of a hop box.
 const hopPlain = 40

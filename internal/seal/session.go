@@ -72,7 +72,7 @@ func (k *Keyring) NewSession(peer *Card, now time.Time) (*Session, error) {
 	}
 	s := &Session{
 		TH: m.th, Peer: peer.ID, Initiator: true, PeerSerial: peer.Serial, PeerIncarnation: peer.Incarnation,
-		OwnIncarnation: own.Incarnation, Created: now, Offer: m.bytes, offerSum: sha256.Sum256(m.bytes),
+		OwnIncarnation: own.Incarnation, Created: stamp(now), Offer: m.bytes, offerSum: sha256.Sum256(m.bytes),
 	}
 	if err := s.setRoot(0, m.secret, m.th); err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func (k *Keyring) AcceptOffer(offer []byte, lookup func(envelope.NodeID) (*Card,
 	in.Verified = true
 	s := &Session{
 		TH: o.th, Peer: in.ID, PeerSerial: in.CardSerial, PeerIncarnation: in.Incarnation,
-		OwnIncarnation: o.key.Card.Incarnation, KeySerial: o.key.Serial, Created: now, offerSum: sha256.Sum256(offer),
+		OwnIncarnation: o.key.Card.Incarnation, KeySerial: o.key.Serial, Created: stamp(now), offerSum: sha256.Sum256(offer),
 	}
 	if err := s.setRoot(0, o.secret, o.th); err != nil {
 		return nil, in, err
@@ -214,6 +214,21 @@ func (s *Session) Opened(h Header) bool {
 	}
 	s.Phase = 1
 	return true
+}
+
+// InPhase returns a view of the session that seals under the given phase, for sealing an item again byte for byte that
+// was sealed when Phase was that. It shares the keys and opens what the session opens.
+func (s *Session) InPhase(phase uint8) (*Session, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if int(phase) >= len(s.phases) || s.phases[phase] == nil {
+		return nil, fmt.Errorf("seal under phase %d: the session has no such phase", phase)
+	}
+	return &Session{
+		ID: s.ID, TH: s.TH, Peer: s.Peer, Initiator: s.Initiator, Phase: phase, PeerSerial: s.PeerSerial,
+		PeerIncarnation: s.PeerIncarnation, OwnIncarnation: s.OwnIncarnation, KeySerial: s.KeySerial, Created: s.Created,
+		Offer: s.Offer, offerSum: s.offerSum, answerTH: s.answerTH, root: s.root, phases: s.phases,
+	}, nil
 }
 
 // Answered reports whether the session has both phases, so that reading it later takes a key of both nodes.
@@ -371,6 +386,9 @@ func (s *Session) setRoot(phase int, ikm []byte, th [32]byte) error {
 	s.phases[phase], err = newPhaseKeys(root, s.Initiator)
 	return err
 }
+
+// stamp is a time as Marshal keeps it.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 func uint48(v uint64) []byte {
 	var b [8]byte
