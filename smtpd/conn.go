@@ -44,6 +44,7 @@ type conn struct {
 	junk    int
 	tally   [numVerbs]struct{ all, good int }
 	verb    verb // the command that is being answered
+	good    bool // the last reply to it was not a refusal
 
 	mu       sync.Mutex
 	nc       net.Conn // replaced by STARTTLS
@@ -87,6 +88,9 @@ func (c *conn) serve() {
 		switch {
 		case err == nil:
 			c.command(line)
+			if c.good {
+				c.tally[c.verb].good++
+			}
 		case errors.Is(err, errLineLong):
 			c.verb = verbUnknown
 			c.fail(500, "5.5.2", "line too long")

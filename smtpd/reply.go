@@ -17,9 +17,7 @@ func (c *conn) reply(code int, enhanced, text string) {
 	}
 	b = append(b, printable(text, maxReply)...)
 	c.out = append(b, '\r', '\n')
-	if code < 400 {
-		c.tally[c.verb].good++
-	}
+	c.good = code < 400
 }
 
 // replyStatus queues st as it is.
@@ -54,7 +52,7 @@ func (c *conn) lines(code int, text ...string) {
 		b = append(b, t...)
 		c.out = append(b, '\r', '\n')
 	}
-	c.tally[c.verb].good++
+	c.good = true
 }
 
 // refusal is the reply for an error of the Acceptor. What is not a *envelope.Status is trouble of this node: it is
