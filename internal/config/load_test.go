@@ -148,8 +148,8 @@ func TestWhole(t *testing.T) {
 	}
 	h := home(t, string(doc))
 	c, warnings, err := Load(h)
-	if err != nil || len(warnings) > 0 {
-		t.Fatalf("%v\n%s", err, speak(h, warnings))
+	if got, want := speak(h, warnings), wanted(string(doc)); err != nil || got != want {
+		t.Fatalf("%v\n%swant\n%s", err, got, want)
 	}
 	f := newFile("whole", doc)
 	eachKey(t, reflect.TypeFor[Config](), "", func(key string) {
