@@ -65,6 +65,9 @@ func (m *Mail) Check() error {
 			return err
 		}
 	}
+	if m.Priority < -9 || m.Priority > 9 {
+		return fmt.Errorf("%w: MT-PRIORITY=%d", ErrFormat, m.Priority)
+	}
 	switch m.Ret {
 	case "", "FULL", "HDRS":
 	default:

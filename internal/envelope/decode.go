@@ -133,6 +133,8 @@ func (m *Mail) parse(d *Dec) {
 		case mailClient:
 			d.Bytes()
 			d.Sub(m.Client.parse)
+		case mailPriority:
+			m.Priority = int(d.Int())
 		default:
 			d.Unknown()
 		}
@@ -219,8 +221,7 @@ func (r *Report) parse(d *Dec) {
 			d.Unknown()
 		}
 	}
-	// An empty record is what the spool keeps of a report that is not written yet.
-	if !ref && (r.Node != "" || r.Recipients != nil) {
+	if !ref {
 		d.Fail("a report about nothing")
 	}
 }

@@ -31,6 +31,7 @@ const (
 	mailHoldUntil  = 9
 	mailAuth       = 10
 	mailClient     = 11
+	mailPriority   = 12
 
 	rcptAddr   = 1
 	rcptNotify = 2
@@ -90,7 +91,7 @@ func AppendStored(b []byte, e *Envelope) []byte {
 
 func (e *Envelope) fields(w *Enc, stored bool) {
 	w.Item(envID, e.ID[:])
-	if !e.Created.IsZero() && milli(e.Created) != e.ID.Time().UnixMilli() {
+	if at := e.ID.Time().UnixMilli(); !e.Created.IsZero() && e.Created.UnixMilli() != at && milli(e.Created) != at {
 		w.Time(envCreated, e.Created)
 	}
 	if !e.Expires.IsZero() {
@@ -115,10 +116,12 @@ func (e *Envelope) fields(w *Enc, stored bool) {
 	case KindJob:
 		w.Item(envJob, nil)
 	case KindReport:
-		m := w.Begin(envReport)
-		if e.Report != nil {
-			e.Report.fields(w)
+		r := e.Report
+		if r == nil {
+			r = new(Report)
 		}
+		m := w.Begin(envReport)
+		r.fields(w)
 		w.End(m)
 	case KindTransit:
 		if stored {
@@ -163,6 +166,7 @@ func (m *Mail) fields(w *Enc) {
 		m.Client.fields(w)
 		w.End(mark)
 	}
+	w.Int(mailPriority, int64(m.Priority))
 }
 
 func (c *Client) fields(w *Enc) {

@@ -43,7 +43,7 @@ func fullMail() *Envelope {
 			},
 			Ret: "HDRS", EnvID: "QQ314159", Body: "8BITMIME", SMTPUTF8: true, RequireTLS: true,
 			By:        &By{Deadline: t0.Add(time.Hour), Return: true, Trace: true},
-			HoldUntil: t0.Add(time.Minute), Auth: &auth,
+			HoldUntil: t0.Add(time.Minute), Auth: &auth, Priority: 6,
 			Client: Client{Proto: "ESMTPSA", Name: "pc.camp.example", Addr: "192.0.2.7", Port: "4711", Helo: "pc",
 				Ident: "4XqZ", Source: "LOCAL", User: "ana", UID: 1001, TLS: "TLSv1.3 TLS_AES_128_GCM_SHA256"},
 		},
