@@ -66,6 +66,12 @@ type Station interface {
 	Receive(ctx context.Context, size int64, r io.Reader) error
 }
 
+// Presence is a Station that wants to know which of its own packets still lie on a folder, so that it can offer those
+// that are missing once more. Present is called between reading and writing.
+type Presence interface {
+	Present(own []Entry)
+}
+
 // Greeter is a Station that has something to say first on a live stream: an authenticated greeting of at most
 // MaxGreeting bytes, after which the neighbour knows whose packets it may hand over.
 type Greeter interface {
@@ -123,7 +129,9 @@ type Entry struct {
 // Folder is a place where files appear: a stick, a synced or mounted folder, a bucket, an SFTP or WebDAV tree.
 // Directories are slash-separated relative paths. Names that start with "." or "~" are never listed.
 type Folder interface {
-	// Put writes one file so that readers see all of it or none, durably. An existing file of that name is success.
+	// Put writes one file of size bytes so that readers see all of it or none, durably. An existing file of that
+	// name with the same content is success; a damaged one is replaced where the carrier can tell. If r fails,
+	// nothing becomes visible and the error wraps r's. ErrFull: no room for it; ErrAbsent: nothing was written.
 	Put(ctx context.Context, dir, name string, size int64, r io.Reader) error
 	// List returns the regular files of dir; a missing dir is empty. ErrAbsent when the medium is not there.
 	List(ctx context.Context, dir string) ([]Entry, error)
@@ -135,6 +143,13 @@ type Folder interface {
 	Remove(ctx context.Context, dir, name string) error
 	// Flush makes everything durable on the medium: "safe to remove" after it.
 	Flush(ctx context.Context) error
+}
+
+// Watcher is a Folder that can tell when something appears.
+type Watcher interface {
+	// Watch sends a value after dir may have got a new file; several changes may come as one value. It is a hint
+	// beside a periodic rescan, never complete. The channel is closed when ctx is done and nothing runs any more.
+	Watch(ctx context.Context, dir string) <-chan struct{}
 }
 
 // Stream is a byte stream both ways. Close ends both.

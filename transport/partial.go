@@ -1,0 +1,226 @@
+package transport
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Partials keeps the received beginnings of big packets, one file per packet, so that a contact goes on where the
+// last one was cut. What a file holds is trusted by nobody: a packet is hashed whole before a Station sees it. The
+// folder may be emptied at any time; that costs bytes, nothing else.
+//
+// One Partials serves all links of a node. Its methods are safe for concurrent use.
+type Partials struct {
+	root *os.Root
+	max  int64
+
+	mu   sync.Mutex
+	kept map[ID]*kept
+	tick uint64
+}
+
+// kept is one partial file.
+type kept struct {
+	bytes int64  // on disk, or promised to the packet being received
+	open  bool   // being received now
+	used  uint64 // tick of the last use: the least is dropped first
+}
+
+// maxPartials bounds the number of partial files.
+const maxPartials = 1024
+
+// errBusy says that a packet is being received over another connection.
+var errBusy = errors.New("packet is being received over another connection")
+
+// OpenPartials uses dir, which it makes if it is missing, for at most maxBytes of partial packets.
+func OpenPartials(dir string, maxBytes int64) (*Partials, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open partial packets: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open partial packets: %w", err)
+	}
+	p := &Partials{root: root, max: maxBytes, kept: make(map[ID]*kept)}
+	f, err := openDir(root, ".")
+	if err != nil {
+		root.Close()
+		return nil, fmt.Errorf("open partial packets: %w", err)
+	}
+	defer f.Close()
+	for {
+		batch, err := f.ReadDir(512)
+		for _, e := range batch {
+			id, parse := ParseID(e.Name())
+			fi, info := e.Info()
+			if parse == nil && info == nil && fi.Mode().IsRegular() {
+				p.kept[id] = &kept{bytes: fi.Size()}
+			}
+		}
+		if err == io.EOF {
+			return p, nil
+		}
+		if err != nil {
+			root.Close()
+			return nil, fmt.Errorf("read partial packets in %s: %w", filepath.Clean(dir), err)
+		}
+	}
+}
+
+// Close lets go of the folder, when no link uses it any more.
+func (p *Partials) Close() error { return p.root.Close() }
+
+// begin makes room for a packet and opens its file. errBusy, or ErrFull when it does not fit.
+func (p *Partials) begin(id ID, size int64) (*partial, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := p.kept[id]
+	if k != nil && k.open {
+		return nil, errBusy
+	}
+	if err := p.makeRoom(id, size); err != nil {
+		return nil, err
+	}
+	f, err := p.root.OpenFile(id.String(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open partial packet: %w", err)
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open partial packet: %w", err)
+	}
+	w := &partial{owner: p, id: id, size: size, f: f, off: fi.Size()}
+	if w.off > size {
+		if err := w.restart(); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	if w.off == 0 {
+		w.sum = sha256.New()
+	}
+	p.tick++
+	p.kept[id] = &kept{bytes: size, open: true, used: p.tick}
+	return w, nil
+}
+
+// makeRoom drops the partial packets used longest ago until size fits. The caller holds mu.
+func (p *Partials) makeRoom(id ID, size int64) error {
+	for {
+		var sum int64
+		var oldest ID
+		var least *kept
+		for other, k := range p.kept {
+			if other == id {
+				continue
+			}
+			sum += k.bytes
+			if !k.open && (least == nil || k.used < least.used) {
+				oldest, least = other, k
+			}
+		}
+		if size <= p.max-sum && len(p.kept) < maxPartials {
+			return nil
+		}
+		if least == nil || size > p.max {
+			return fmt.Errorf("partial packets may take %d bytes, %d are in use: %w", p.max, sum, ErrFull)
+		}
+		if err := p.root.Remove(oldest.String()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("drop partial packet: %w", err)
+		}
+		delete(p.kept, oldest)
+	}
+}
+
+// partial is the file of one packet being received. One goroutine at a time uses it.
+type partial struct {
+	owner  *Partials
+	id     ID
+	size   int64
+	f      *os.File
+	off    int64     // bytes there
+	sum    hash.Hash // over all of them, if they came in this contact; else nil
+	synced int64
+}
+
+// syncEvery is how many bytes may be lost of a partial packet when the power fails.
+const syncEvery = 4 << 20
+
+func (w *partial) Write(b []byte) (int, error) {
+	n, err := w.f.WriteAt(b, w.off)
+	w.off += int64(n)
+	if err != nil {
+		return n, fmt.Errorf("write partial packet: %w", mediumError(err))
+	}
+	if w.sum != nil {
+		w.sum.Write(b)
+	}
+	if w.off-w.synced >= syncEvery && w.off < w.size {
+		if err := w.f.Sync(); err != nil {
+			return n, fmt.Errorf("write partial packet: %w", mediumError(err))
+		}
+		w.synced = w.off
+	}
+	return n, nil
+}
+
+// restart forgets all bytes.
+func (w *partial) restart() error {
+	if err := w.f.Truncate(0); err != nil {
+		return fmt.Errorf("restart partial packet: %w", err)
+	}
+	w.off, w.synced, w.sum = 0, 0, sha256.New()
+	return nil
+}
+
+// whole reports whether the file, complete now, is the packet.
+func (w *partial) whole(ctx context.Context) (bool, error) {
+	if w.sum != nil {
+		return ID(w.sum.Sum(nil)) == w.id, nil
+	}
+	sum := sha256.New()
+	if _, err := copyContext(ctx, sum, w.reader()); err != nil {
+		return false, fmt.Errorf("read partial packet: %w", err)
+	}
+	return ID(sum.Sum(nil)) == w.id, nil
+}
+
+func (w *partial) reader() io.Reader { return io.NewSectionReader(w.f, 0, w.size) }
+
+// keep closes the file for a later contact.
+func (w *partial) keep() error {
+	if w.off == 0 {
+		return w.drop()
+	}
+	err := firstErr(w.f.Sync(), w.f.Close())
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	if k := w.owner.kept[w.id]; k != nil {
+		k.open, k.bytes = false, w.off
+	}
+	return err
+}
+
+// drop deletes the file.
+func (w *partial) drop() error {
+	err := w.f.Close()
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	if rm := w.owner.root.Remove(w.id.String()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+		err = firstErr(err, rm)
+	}
+	delete(w.owner.kept, w.id)
+	return err
+}
