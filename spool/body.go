@@ -1,0 +1,287 @@
+package spool
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"mochila/internal/durable"
+	"mochila/internal/envelope"
+)
+
+// Body is content on its way into the spool: written, finished, then given to Tx.Add. One goroutine may use it.
+// What is neither added nor discarded is removed by the next Open.
+type Body struct {
+	s        *Spool
+	buf      []byte // content while it is small
+	f        durable.File
+	tmp      string
+	w        *bufio.Writer
+	h        hash.Hash
+	name     fileName
+	size     int64
+	asked    int64 // size at which the disk was asked for room last
+	sum      [32]byte
+	finished bool
+	adopted  bool
+	closed   bool // discarded
+	err      error
+}
+
+// askEvery is how many bytes are written between two looks at the disk reserve.
+const askEvery = 1 << 20
+
+// NewBody begins the content of an item.
+func (s *Spool) NewBody() *Body { return &Body{s: s} }
+
+// Write appends content. It wraps ErrFull when the disk reserve is reached; after an error the body is useless.
+func (b *Body) Write(p []byte) (int, error) {
+	switch {
+	case b.err != nil:
+		return 0, b.err
+	case b.finished || b.closed:
+		return 0, errors.New("writing to a finished body")
+	}
+	if b.f == nil && len(b.buf)+len(p) <= b.s.o.InlineMax {
+		b.buf = append(b.buf, p...)
+		b.size += int64(len(p))
+		return len(p), nil
+	}
+	n, err := b.spill(p)
+	if err != nil {
+		b.err = fmt.Errorf("storing content: %w", b.s.diskError(err))
+		return n, b.err
+	}
+	return n, nil
+}
+
+// spill writes p to the file, which it makes first.
+func (b *Body) spill(p []byte) (int, error) {
+	if b.f == nil {
+		if err := b.s.room(false); err != nil {
+			return 0, err
+		}
+		b.name = newFileName(time.Now())
+		b.tmp = b.s.path(tmpDir, hex.EncodeToString(b.name[:]))
+		f, err := b.s.o.FS.Create(b.tmp, 0o600)
+		if err != nil {
+			return 0, err
+		}
+		b.f, b.h = f, sha256.New()
+		b.w = bufio.NewWriterSize(f, 32<<10)
+		if _, err := b.w.Write(b.buf); err != nil {
+			return 0, err
+		}
+		b.h.Write(b.buf)
+		b.buf = nil
+	}
+	if b.size-b.asked >= askEvery {
+		b.asked = b.size
+		if err := b.s.room(false); err != nil {
+			return 0, err
+		}
+	}
+	n, err := b.w.Write(p)
+	b.h.Write(p[:n])
+	b.size += int64(n)
+	return n, err
+}
+
+// Finish makes the content durable (small content becomes so with Tx.Add). A second call does nothing.
+func (b *Body) Finish() error {
+	if b.err != nil || b.finished {
+		return b.err
+	}
+	if b.closed {
+		return errors.New("finishing a discarded body")
+	}
+	if b.f == nil {
+		b.sum = sha256.Sum256(b.buf)
+		b.finished = true
+		return nil
+	}
+	if err := b.settle(); err != nil {
+		b.err = fmt.Errorf("storing content: %w", b.s.diskError(err))
+		return b.err
+	}
+	b.h.Sum(b.sum[:0])
+	b.finished = true
+	return nil
+}
+
+// settle is the second half of a durable write: length, fsync, close, rename, fsync of the folder.
+func (b *Body) settle() error {
+	err := b.w.Flush()
+	f := b.f
+	if err != nil {
+		f.Close()
+		return err
+	}
+	if err := durable.Seal(f, b.size); err != nil {
+		return err
+	}
+	b.s.bodies.add(b.name)
+	if err := b.s.o.FS.Rename(b.tmp, b.s.bodyPath(b.name)); err != nil {
+		return err
+	}
+	b.tmp = ""
+	return b.s.syncer.Sync(b.s.bodyFolder(b.name))
+}
+
+// Discard gives the content up, unless a committed transaction has taken it over. A second call does nothing.
+func (b *Body) Discard() {
+	if b.adopted || b.closed {
+		return
+	}
+	b.closed = true
+	b.buf = nil
+	if b.f == nil {
+		return
+	}
+	b.f.Close() // closed already when it was finished
+	if b.tmp != "" {
+		b.s.o.FS.Remove(b.tmp)
+		return
+	}
+	b.s.o.FS.Remove(b.s.bodyPath(b.name))
+	b.s.bodies.remove(b.name)
+}
+
+// Size is how many bytes were written.
+func (b *Body) Size() int64 { return b.size }
+
+// Sum is the SHA-256 of the content, after Finish.
+func (b *Body) Sum() [32]byte { return b.sum }
+
+// ref describes the finished content, and returns it when it is small.
+func (b *Body) ref() (bodyRef, []byte, error) {
+	if b.err != nil || !b.finished || b.closed || b.adopted {
+		return bodyRef{}, nil, errors.New("body is not finished, or used up")
+	}
+	r := bodyRef{flags: flagInline, size: b.size, sum: b.sum}
+	if b.f != nil {
+		r.flags, r.file = flagFile, b.name
+	}
+	return r, b.buf, nil
+}
+
+// adopt is called when a commit has made the content part of the spool.
+func (b *Body) adopt() {
+	b.adopted = true
+	if b.f != nil {
+		b.s.bodies.remove(b.name)
+	}
+}
+
+// bodyTable knows the body files that no commit mentions yet.
+type bodyTable struct {
+	mu sync.Mutex
+	by map[fileName]struct{}
+}
+
+func (t *bodyTable) add(n fileName) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.by == nil {
+		t.by = make(map[fileName]struct{})
+	}
+	t.by[n] = struct{}{}
+}
+
+func (t *bodyTable) remove(n fileName) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.by, n)
+}
+
+func (t *bodyTable) has(n fileName) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.by[n]
+	return ok
+}
+
+// newFileName is 6 bytes of milliseconds and 10 random bytes.
+func newFileName(now time.Time) (n fileName) {
+	binary.BigEndian.PutUint64(n[:], uint64(now.UnixMilli())<<16)
+	rand.Read(n[6:])
+	return n
+}
+
+// folder is one of 256 folders. It changes every 4 seconds, so that bodies which come together share the fsync of
+// their folder.
+func (n fileName) folder() byte { return byte(uint64(binary.BigEndian.Uint64(n[:])>>16) >> 12) }
+
+// fileKey is the place of a file in the index, ordered as the folders are walked.
+func fileKey(n fileName) (k [17]byte) {
+	k[0] = n.folder()
+	copy(k[1:], n[:])
+	return k
+}
+
+func (s *Spool) bodyFolder(n fileName) string {
+	return s.path(bodyDir, hex.EncodeToString([]byte{n.folder()}))
+}
+
+func (s *Spool) bodyPath(n fileName) string {
+	return s.path(bodyDir, hex.EncodeToString([]byte{n.folder()}), hex.EncodeToString(n[:]))
+}
+
+// OpenBody opens the content of an item that has not finished. The caller compares
+// length and sum as it reads: what was durable may still have been damaged since. It fails with ErrNotFound or ErrNoBody.
+func (s *Spool) OpenBody(id envelope.ID) (io.ReadSeekCloser, error) {
+	var h head
+	var content []byte
+	err := s.View(func(tx *Tx) error {
+		rec := tx.bucket(bkItem).Get(id[:])
+		if rec == nil {
+			return ErrNotFound
+		}
+		var err error
+		if h, err = parseHead(rec); err != nil {
+			s.poison(id, err)
+			return fmt.Errorf("%w: %w", ErrPoisoned, err)
+		}
+		switch {
+		case h.flags&flagInline != 0:
+			v := tx.bucket(bkBody).Get(id[:])
+			if v == nil {
+				return fmt.Errorf("%w: it is missing in the index", ErrNoBody)
+			}
+			content = append([]byte{}, v...)
+		case h.flags&flagFile == 0:
+			return ErrNoBody
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, itemError("opening the content of", id, err)
+	}
+	if h.flags&flagInline != 0 {
+		return memoryBody{bytes.NewReader(content)}, nil
+	}
+	f, err := s.o.FS.Open(s.bodyPath(h.file))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrNoBody, err)
+	}
+	if err != nil {
+		return nil, itemError("opening the content of", id, err)
+	}
+	return f, nil
+}
+
+// memoryBody is small content, read from a copy.
+type memoryBody struct{ *bytes.Reader }
+
+// Close does nothing.
+func (memoryBody) Close() error { return nil }

@@ -1,0 +1,282 @@
+package spool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"mochila/internal/durable"
+)
+
+// formatVersion is the version of the index layout that this program writes.
+const formatVersion = 1
+
+// migrations lead from one version of the index to the next: element v makes version v+1 of version v. Each runs in
+// one transaction with the new version number, so a crash leaves one version or the other.
+var migrations = map[uint64]func(*bolt.Tx) error{}
+
+// Keys of bucket meta that are the spool's own; those of its owner begin with "u:".
+var (
+	metaVersion  = []byte("version")
+	metaIdentity = []byte("identity")
+)
+
+// mapSize is how much address space the index gets at once: growing it beyond waits for all views to end.
+const mapSize = 1 << (18 + 14*(^uint(0)>>63)) // 4 GiB on 64 bits, 256 KiB on 32
+
+// Open opens the spool in dir, made if missing, and brings it into order after whatever happened: temporary files and
+// bodies that no item mentions are removed, records that cannot be read are set aside, items whose body is gone are
+// held with Item.Problem set, and the index is compacted when more than half of it is free (Recovered tells).
+// It fails with durable.ErrLocked while another process has it, and with ErrNewer for a later format.
+func Open(dir string, o Options) (s *Spool, err error) {
+	s = &Spool{dir: dir, o: o.withDefaults(dir)}
+	s.syncer = &durable.DirSyncer{FS: s.o.FS}
+	if err := s.makeFolders(); err != nil {
+		return nil, fmt.Errorf("opening spool %q: %w", dir, err)
+	}
+	if s.lock, err = durable.Lock(s.path("lock")); err != nil {
+		return nil, fmt.Errorf("opening spool %q: %w", dir, err)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if s.db != nil {
+			s.db.Close()
+		}
+		s.lock.Unlock()
+		s, err = nil, fmt.Errorf("opening spool %q: %w", dir, err)
+	}()
+	if err := s.openIndex(); err != nil {
+		return nil, err
+	}
+	s.requests = make(chan *request, maxBatch)
+	s.quit, s.stopped = make(chan struct{}), make(chan struct{})
+	s.chores.start()
+	go s.write()
+	if err := s.recover(); err != nil {
+		close(s.quit)
+		<-s.stopped
+		s.chores.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// makeFolders makes what is missing. The index and lock need real folders whatever lies below bodies.
+func (s *Spool) makeFolders() error {
+	if err := (durable.OS{}).MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	for _, d := range []string{tmpDir, quarantineDir, partialDir, bodyDir} {
+		if err := s.o.FS.MkdirAll(s.path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	for i := range 256 {
+		if err := s.o.FS.MkdirAll(s.path(bodyDir, fmt.Sprintf("%02x", i)), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// boltOptions are the same for every opening of the index.
+func boltOptions() *bolt.Options {
+	return &bolt.Options{
+		Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: mapSize,
+	}
+}
+
+// openIndex opens or makes the index, checks its version and identity, and compacts it.
+func (s *Spool) openIndex() error {
+	os.Remove(s.path(indexFile + ".new")) // an unfinished compaction or birth
+	path := s.path(indexFile)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := s.makeIndex(path); err != nil {
+			return fmt.Errorf("making the index: %w", err)
+		}
+	} else if err != nil {
+		return err
+	}
+	if err := s.openDB(path); err != nil {
+		return err
+	}
+	if err := s.checkVersion(); err != nil {
+		return err
+	}
+	if err := s.checkIdentity(); err != nil {
+		return err
+	}
+	return s.compact(path)
+}
+
+// makeIndex makes an empty index under another name first: half of one must never be found.
+func (s *Spool) makeIndex(path string) error {
+	tmp := path + ".new"
+	db, err := bolt.Open(tmp, 0o600, boltOptions())
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(bucketNames[bkMeta].name)
+		if err != nil {
+			return err
+		}
+		return b.Put(metaVersion, []byte(strconv.Itoa(formatVersion)))
+	})
+	if err == nil {
+		err = db.Update(func(tx *bolt.Tx) error { return putIdentity(tx, tmp) })
+	}
+	if cerr := db.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return installIndex(tmp, path)
+}
+
+// installIndex syncs a new index and gives it its name.
+func installIndex(tmp, path string) error {
+	f, err := os.Open(tmp)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return durable.OS{}.SyncDir(filepath.Dir(path))
+}
+
+// openDB opens the index file; what bbolt panics about becomes an error.
+func (s *Spool) openDB(path string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("index %q is damaged: %v", path, p)
+		}
+	}()
+	s.db, err = bolt.Open(path, 0o600, boltOptions())
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("index %q: %w", path, durable.ErrLocked)
+	case err != nil:
+		return fmt.Errorf("index %q is damaged or not an index: %w", path, err)
+	}
+	return nil
+}
+
+// checkVersion refuses what is newer, migrates what is older, and makes missing buckets.
+func (s *Spool) checkVersion() error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(bucketNames[bkMeta].name)
+		if err != nil {
+			return err
+		}
+		v, err := strconv.ParseUint(string(b.Get(metaVersion)), 10, 32)
+		if err != nil {
+			return fmt.Errorf("index has no format version: %q", b.Get(metaVersion))
+		}
+		if v > formatVersion {
+			return fmt.Errorf("%w: its version is %d, this program knows %d; install the program that wrote it, or drain the spool with that one first", ErrNewer, v, formatVersion)
+		}
+		for ; v < formatVersion; v++ {
+			step, ok := migrations[v]
+			if !ok {
+				return fmt.Errorf("no way leads from index version %d to %d", v, v+1)
+			}
+			if err := step(tx); err != nil {
+				return fmt.Errorf("migrating the index from version %d: %w", v, err)
+			}
+		}
+		if err := b.Put(metaVersion, []byte(strconv.Itoa(formatVersion))); err != nil {
+			return err
+		}
+		for _, n := range bucketNames {
+			if _, err := tx.CreateBucketIfNotExists(n.name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// loadDests reads the numbers of destinations.
+func (s *Spool) loadDests(tx *bolt.Tx) error {
+	return tx.Bucket(bucketNames[bkDest].name).ForEach(func(k, v []byte) error {
+		if len(k) == 4 {
+			s.dests.set(binary.BigEndian.Uint32(k), Dest(v))
+		}
+		return nil
+	})
+}
+
+// Bounds of compaction at start: below so much free space it is not worth the writing.
+const compactAbove = 16 << 20
+
+// compact copies the index into a new file when more than half of it is free and the disk has room for the copy.
+func (s *Spool) compact(path string) error {
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return err
+	}
+	size := tx.Size()
+	tx.Rollback() // ending a transaction refreshes the statistics
+	free := int64(s.db.Stats().FreePageN+s.db.Stats().PendingPageN) * int64(s.db.Info().PageSize)
+	if free <= compactAbove || free*2 <= size {
+		return nil
+	}
+	if left, _, err := s.o.Free(); err != nil || left < (size-free)*5/4+compactAbove {
+		return nil
+	}
+	tmp := path + ".new"
+	if err := s.copyIndex(tmp); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("compacting the index: %w", err)
+	}
+	if err := s.db.Close(); err != nil {
+		return err
+	}
+	s.db = nil
+	if err := installIndex(tmp, path); err != nil {
+		return fmt.Errorf("compacting the index: %w", err)
+	}
+	s.found.Compacted = free
+	return s.openDB(path)
+}
+
+// copyIndex writes a packed copy. Unless the spool is a copy itself, the new file's identity is inside.
+func (s *Spool) copyIndex(tmp string) error {
+	o := boltOptions()
+	o.NoSync = true
+	dst, err := bolt.Open(tmp, 0o600, o)
+	if err != nil {
+		return err
+	}
+	err = bolt.Compact(dst, s.db, 1<<20)
+	if err == nil && !s.copied.Load() {
+		err = dst.Update(func(tx *bolt.Tx) error { return putIdentity(tx, tmp) })
+	}
+	if err == nil {
+		err = dst.Sync()
+	}
+	if cerr := dst.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

@@ -1,0 +1,285 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// Bounds of one commit: enough to amortise its two fsyncs, small enough to keep the wait short and memory bounded.
+const (
+	maxBatch      = 1024
+	maxBatchBytes = 4 << 20
+)
+
+// request is one call of Apply.
+type request struct {
+	fn     func(*Tx) error
+	urgent bool
+	err    error
+	reply  chan error
+}
+
+// batch is what one commit collects besides the pages of the index; it takes effect in memory after the commit.
+type batch struct {
+	tx       *Tx
+	changes  []change
+	newDests []uint32
+	unlink   []fileName
+	adopted  []*Body
+	finished int
+	bytes    int
+	wrote    bool
+	recount  bool // the changes do not tell all: count anew
+
+	space      [2]error // the disk's answer, for mail and for what is urgent
+	spaceAsked [2]bool
+}
+
+// Apply runs fn in a transaction and commits it, together with what other callers want at the same moment. When it
+// returns nil, all of fn's work is durable; when fn or the commit fails, none of it is. fn may run more than once
+// and must not keep state from a run that failed. Without callers the goroutine that commits sleeps; a lone caller
+// never waits for company.
+func (s *Spool) Apply(fn func(*Tx) error) error { return s.apply(fn, false) }
+
+// ApplyUrgent is Apply, with leave to add items while the disk reserve for mail is reached: for receipts and reports,
+// which alone free space. A last reserve of 16 MiB is kept from them too.
+func (s *Spool) ApplyUrgent(fn func(*Tx) error) error { return s.apply(fn, true) }
+
+func (s *Spool) apply(fn func(*Tx) error, urgent bool) error {
+	if p := s.broken.Load(); p != nil {
+		return *p
+	}
+	r := &request{fn: fn, urgent: urgent, reply: make(chan error, 1)}
+	select {
+	case s.requests <- r:
+	case <-s.quit:
+		return ErrClosed
+	}
+	select {
+	case err := <-r.reply:
+		return err
+	case <-s.stopped:
+	}
+	select { // the writer may have answered in its last breath
+	case err := <-r.reply:
+		return err
+	default:
+		return ErrClosed
+	}
+}
+
+// View runs fn in a read-only transaction over the last commit. Keep it short: pages that it can see are not reused.
+func (s *Spool) View(fn func(*Tx) error) error {
+	return s.view(func(b *bolt.Tx) error { return fn(&Tx{s: s, tx: b}) })
+}
+
+func (s *Spool) view(fn func(*bolt.Tx) error) error {
+	err := s.db.View(fn)
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		return ErrClosed
+	}
+	return err
+}
+
+// write is the writer goroutine; Close waits for it.
+func (s *Spool) write() {
+	defer close(s.stopped)
+	for {
+		select {
+		case r := <-s.requests:
+			s.commit(r)
+		case <-s.quit:
+			return
+		}
+	}
+}
+
+// commit runs r and whatever else waits in one transaction.
+func (s *Spool) commit(r *request) {
+	b, err := s.begin()
+	if err != nil {
+		r.reply <- err
+		return
+	}
+	ok := make([]*request, 0, 64)
+	full := false
+	for r != nil {
+		before := b.wrote
+		b.wrote = false
+		if r.err = s.run(b, r); r.err == nil {
+			ok = append(ok, r)
+		} else {
+			r.reply <- r.err
+			if b.wrote {
+				// Undo it by starting over without it. One such start per commit keeps a stream of failing callers
+				// from costing the others more than twice their work.
+				full = true
+				if b, ok, err = s.restart(b, ok); err != nil {
+					return
+				}
+				before = b.wrote
+			}
+		}
+		b.wrote = b.wrote || before
+		r = s.more(len(ok), b, full)
+	}
+	s.finish(b, ok)
+}
+
+// more returns the next request for a commit that holds n already, or nil when nobody waits.
+func (s *Spool) more(n int, b *batch, full bool) *request {
+	if full || n >= maxBatch || b.bytes >= maxBatchBytes {
+		return nil
+	}
+	for try := 0; ; try++ {
+		select {
+		case r := <-s.requests:
+			return r
+		default:
+		}
+		if try == 1 {
+			return nil
+		}
+		runtime.Gosched() // those whom the last commit woke are about to come back
+	}
+}
+
+// restart rolls b back and runs the requests in ok again.
+func (s *Spool) restart(b *batch, ok []*request) (*batch, []*request, error) {
+	for {
+		s.rollback(b)
+		nb, err := s.begin()
+		if err != nil {
+			for _, r := range ok {
+				r.reply <- err
+			}
+			return nil, nil, err
+		}
+		b = nb
+		good := ok[:0]
+		failed := false
+		for i, r := range ok {
+			b.wrote = false
+			if r.err = s.run(b, r); r.err == nil {
+				good = append(good, r)
+				continue
+			}
+			r.reply <- r.err
+			if b.wrote {
+				good = append(good, ok[i+1:]...)
+				failed = true
+				break
+			}
+		}
+		ok = good
+		if !failed {
+			b.wrote = len(ok) > 0
+			return b, ok, nil
+		}
+	}
+}
+
+func (s *Spool) begin() (*batch, error) {
+	if p := s.broken.Load(); p != nil {
+		return nil, *p
+	}
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return nil, fmt.Errorf("opening a transaction: %w", err)
+	}
+	b := &batch{}
+	b.tx = &Tx{s: s, tx: tx, b: b, now: time.Now()}
+	return b, nil
+}
+
+// run calls one function; its transaction handle is dead afterwards for anybody who kept it.
+func (s *Spool) run(b *batch, r *request) error {
+	b.tx.urgent = r.urgent
+	return r.fn(b.tx)
+}
+
+func (s *Spool) rollback(b *batch) {
+	b.tx.tx.Rollback()
+	for _, no := range b.newDests {
+		s.dests.forget(no)
+	}
+}
+
+// finish commits b, lets memory follow, and answers.
+func (s *Spool) finish(b *batch, ok []*request) {
+	if len(ok) == 0 || !b.wrote {
+		s.rollback(b)
+		for _, r := range ok {
+			r.reply <- nil
+		}
+		return
+	}
+	err := s.trimTrace(b)
+	if err == nil {
+		id := b.tx.tx.ID()
+		if err = b.tx.tx.Commit(); err != nil {
+			err = s.commitFailed(id, err)
+		}
+	} else {
+		b.tx.tx.Rollback()
+	}
+	if err != nil {
+		for _, no := range b.newDests {
+			s.dests.forget(no)
+		}
+		for _, r := range ok {
+			r.reply <- err
+		}
+		return
+	}
+	s.done.Add(int64(b.finished))
+	for _, body := range b.adopted {
+		body.adopt()
+	}
+	due := s.tally.apply(b.changes)
+	if b.recount {
+		s.recount() // its error would be that of a closed index, which the next Apply reports
+	}
+	s.leases.apply(b.changes)
+	s.wakes.apply(b.changes)
+	for _, r := range ok {
+		r.reply <- nil
+	}
+	for _, no := range due {
+		if d, ok := s.dests.dest(no); ok {
+			s.o.OnDue(d)
+		}
+	}
+	for _, name := range b.unlink {
+		s.chores.add(func() { s.o.FS.Remove(s.bodyPath(name)) }) // a leftover is removed by the next Open
+	}
+}
+
+// commitFailed decides whether the index can go on. A full disk is noticed while pages are written that nothing
+// refers to yet: the transaction is undone and that is all. But once the page that makes the transaction valid may
+// have been written, or a sync has failed, memory and disk may differ for good, and every further write could
+// overwrite pages in use.
+func (s *Spool) commitFailed(id int, err error) error {
+	safe := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if safe {
+		verr := s.db.View(func(tx *bolt.Tx) error {
+			if tx.ID() >= id {
+				safe = false
+			}
+			return nil
+		})
+		safe = safe && verr == nil
+	}
+	if safe {
+		return fmt.Errorf("%w: writing the index: %w", ErrFull, err)
+	}
+	err = fmt.Errorf("%w: %w; restart to read what the disk holds", ErrBroken, err)
+	s.broken.Store(&err)
+	return err
+}
