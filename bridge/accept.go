@@ -1,0 +1,256 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"mochila/bridge/route"
+	"mochila/internal/envelope"
+	"mochila/smtpd"
+	"mochila/spool"
+)
+
+// Mail checks a reverse-path (smtpd.Acceptor).
+func (b *Bridge) Mail(_ context.Context, m *envelope.Mail, declared int64) error {
+	p := b.Policy()
+	if declared > p.Limits.MessageSize {
+		return envelope.NewStatus(552, "5.3.4", fmt.Sprintf("message size %d is above the limit of %d bytes", declared, p.Limits.MessageSize))
+	}
+	if b.spool.Full() {
+		return envelope.NewStatus(452, "4.3.1", "insufficient system storage, try again later")
+	}
+	return nil
+}
+
+// Rcpt checks that a forward-path leads somewhere (smtpd.Acceptor).
+func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient) error {
+	p := b.Policy()
+	if len(m.Recipients) >= p.Limits.Recipients {
+		return envelope.NewStatus(452, "4.5.3", fmt.Sprintf("more than %d recipients", p.Limits.Recipients))
+	}
+	_, err := p.Routes.Lookup(m.Sender, p.qualify(r.Addr), 0)
+	return err
+}
+
+// Data opens the intake of one mail (smtpd.Acceptor). The Received line is written first: it is part of the content
+// from then on.
+func (b *Bridge) Data(_ context.Context, m *envelope.Mail) (smtpd.Intake, error) {
+	in := &intake{b: b, mail: m, body: b.spool.NewBody(), limit: b.Policy().Limits.MessageSize}
+	now := b.now()
+	in.id = envelope.NewID(now)
+	in.now = now
+	if _, err := in.body.Write(b.received(m, in.id, now)); err != nil {
+		in.body.Discard()
+		return nil, storageStatus(err)
+	}
+	return in, nil
+}
+
+// Submit opens the intake of a mail from a local program (the submission socket and the maildrop).
+func (b *Bridge) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, error) {
+	if err := b.Mail(ctx, m, 0); err != nil {
+		return nil, err
+	}
+	return b.Data(ctx, m)
+}
+
+type intake struct {
+	b     *Bridge
+	mail  *envelope.Mail
+	body  *spool.Body
+	id    envelope.ID
+	now   time.Time
+	n     int64
+	limit int64
+}
+
+func (in *intake) Write(p []byte) (int, error) {
+	in.n += int64(len(p))
+	if in.n > in.limit {
+		return 0, envelope.NewStatus(552, "5.3.4", fmt.Sprintf("message is above the limit of %d bytes", in.limit))
+	}
+	n, err := in.body.Write(p)
+	if err != nil {
+		return n, storageStatus(err)
+	}
+	return n, nil
+}
+
+func (in *intake) Abort() { in.body.Discard() }
+
+func (in *intake) Commit(context.Context) (string, error) {
+	if err := in.body.Finish(); err != nil {
+		in.body.Discard()
+		return "", storageStatus(err)
+	}
+	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
+	item, err := in.b.newMail(env, in.body, trustOf(in.mail))
+	if err != nil {
+		in.body.Discard()
+		return "", err
+	}
+	if err := in.b.spool.Apply(func(tx *spool.Tx) error { return tx.Add(item, in.body) }); err != nil {
+		in.body.Discard()
+		return "", storageStatus(err)
+	}
+	in.b.logAccepted(item)
+	if hasDead(item) {
+		in.b.bury(env.ID)
+	}
+	return env.ID.String(), nil
+}
+
+// hasDead reports whether some recipients of a new item lead nowhere.
+func hasDead(item *spool.Item) bool {
+	for i := range item.Legs {
+		if item.Legs[i].Dest == spool.DeadDest && item.Legs[i].State == spool.Due {
+			return true
+		}
+	}
+	return false
+}
+
+// trustOf names the trust class of a mail's submitter: mails of two classes never share a compression frame.
+func trustOf(m *envelope.Mail) string {
+	switch {
+	case m.Client.UID > 0:
+		return fmt.Sprintf("uid:%d", m.Client.UID-1)
+	case m.Client.User != "":
+		return "auth:" + m.Client.User
+	}
+	return "net"
+}
+
+// newMail routes every recipient of a mail that starts here and makes the item that the spool takes. Recipients that
+// lead nowhere get a leg to the dead letters, which bury turns into a DSN.
+func (b *Bridge) newMail(env *envelope.Envelope, body *spool.Body, trust string) (*spool.Item, error) {
+	env.Origin = b.ID()
+	env.Size, env.Sum = body.Size(), body.Sum()
+	return b.route(env, trust)
+}
+
+// route makes the legs of a mail.
+func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error) {
+	p := b.Policy()
+	now := b.now()
+	m := env.Mail
+	m.Sender = p.qualify(m.Sender)
+	item := &spool.Item{Env: env, Trust: trust, Entered: now, Outcomes: make([]envelope.Outcome, len(m.Recipients))}
+	life := p.Limits.Lifetime
+	legs := map[spool.Dest]int{}
+	for i := range m.Recipients {
+		r := &m.Recipients[i]
+		r.Addr = p.qualify(r.Addr)
+		item.Outcomes[i].Addr = r.Addr
+		d, err := p.Routes.Lookup(m.Sender, r.Addr, env.Size)
+		if err != nil {
+			k, ok := legs[spool.DeadDest]
+			if !ok {
+				k = len(item.Legs)
+				legs[spool.DeadDest] = k
+				item.Legs = append(item.Legs, spool.Leg{Dest: spool.DeadDest, State: spool.Due, Last: statusOf(err)})
+			}
+			item.Legs[k].Rcpts = append(item.Legs[k].Rcpts, i)
+			continue
+		}
+		dest := spool.NodeDest(d.Rule.Node)
+		if d.Deliver {
+			dest = spool.ViaDest(d.Rule.Via)
+		}
+		k, ok := legs[dest]
+		if !ok {
+			k = len(item.Legs)
+			legs[dest] = k
+			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: spool.Due})
+			if !m.HoldUntil.IsZero() && m.HoldUntil.After(now) {
+				item.Legs[k].State, item.Legs[k].At = spool.Deferred, m.HoldUntil
+			}
+		}
+		item.Legs[k].Rcpts = append(item.Legs[k].Rcpts, i)
+		if d.Rule.Lifetime > 0 && d.Rule.Lifetime < life {
+			life = d.Rule.Lifetime
+		}
+		if d.Rule.Lifetime > p.Limits.Lifetime {
+			life = d.Rule.Lifetime
+		}
+	}
+	if env.Expires.IsZero() {
+		env.Expires = now.Add(life)
+		if m.By != nil && m.By.Return && m.By.Deadline.Before(env.Expires) {
+			env.Expires = m.By.Deadline
+		}
+	}
+	return item, nil
+}
+
+// received is the trace line of RFC 5321 section 4.4 that this node puts in front of what it accepts.
+func (b *Bridge) received(m *envelope.Mail, id envelope.ID, now time.Time) []byte {
+	var w bytes.Buffer
+	c := &m.Client
+	w.WriteString("Received: ")
+	switch {
+	case c.UID > 0:
+		fmt.Fprintf(&w, "by %s (mochila, from userid %d)\r\n\tid %s", b.Policy().Domain, c.UID-1, id)
+	default:
+		helo := clean(c.Helo)
+		if helo == "" {
+			helo = "unknown"
+		}
+		fmt.Fprintf(&w, "from %s", helo)
+		if c.Addr != "" {
+			name := clean(c.Name)
+			if name == "" {
+				name = "unknown"
+			}
+			a := clean(c.Addr)
+			if strings.Contains(a, ":") {
+				a = "IPv6:" + a
+			}
+			fmt.Fprintf(&w, " (%s [%s])", name, a)
+		}
+		proto := clean(c.Proto)
+		if proto == "" {
+			proto = "ESMTP"
+		}
+		if m.SMTPUTF8 && !strings.HasPrefix(proto, "UTF8") {
+			proto = "UTF8" + strings.TrimPrefix(proto, "E")
+		}
+		fmt.Fprintf(&w, "\r\n\tby %s (mochila) with %s id %s", b.Policy().Domain, proto, id)
+	}
+	fmt.Fprintf(&w, ";\r\n\t%s\r\n", now.Format("Mon, 2 Jan 2006 15:04:05 -0700 (MST)"))
+	return w.Bytes()
+}
+
+// clean drops what must not stand in a trace line.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r == 0x7f || r == '(' || r == ')' || r == ';' {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// statusOf turns any error into an SMTP reply; what is not a Status itself is temporary.
+func statusOf(err error) envelope.Status {
+	var s *envelope.Status
+	if errors.As(err, &s) {
+		return *s
+	}
+	return envelope.Status{Code: 451, Enhanced: "4.3.0", Text: err.Error()}
+}
+
+// storageStatus is the reply to a spool that cannot take more, now.
+func storageStatus(err error) error {
+	if errors.Is(err, spool.ErrFull) {
+		return envelope.NewStatus(452, "4.3.1", "insufficient system storage, try again later")
+	}
+	return fmt.Errorf("store the mail: %w", err)
+}
+
+var _ smtpd.Acceptor = (*Bridge)(nil)
+var _ = route.Table{}

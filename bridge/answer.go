@@ -1,0 +1,112 @@
+package bridge
+
+import (
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// receiptPause is how long a live contact gathers receipts after the last packet of mere receipts.
+const receiptPause = 100 * time.Millisecond
+
+// addReceipts puts what this node owes a peer in front of a load: receipts, refusals, a new card. It returns the
+// numbers covered, per session. The desk's mutex need not be held.
+func (d *desk) addReceipts(l *load, peer envelope.NodeID) (map[[8]byte]uint64, error) {
+	b := d.b
+	held := map[[8]byte]uint64{}
+	owing := b.ses.owing(peer)
+	err := b.spool.View(func(tx *spool.Tx) error {
+		for _, x := range owing {
+			rec, err := tx.Session(x.keys.ID)
+			if err != nil {
+				continue // not stored yet: nothing was received under it
+			}
+			if len(rec.Recv) == 0 {
+				continue
+			}
+			h := envelope.Held{Session: rec.ID, Ranges: rec.Recv}
+			l.records = append(l.records, record{envelope.RecordHeld, h.Append(nil)})
+			held[rec.ID] = rec.Recv.Count()
+		}
+		if p := b.Policy().peer(peer); p != nil && b.cardDue(tx, peer[:]) {
+			l.records = append(l.records, record{envelope.RecordCard, b.keys.Card().Bytes()})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.records = append(l.records, b.takePending(peer)...)
+	if limit := b.now().Add(24 * time.Hour); l.expiry.Before(limit) {
+		l.expiry = limit
+	}
+	return held, nil
+}
+
+// receipts packs a bundle of mere receipts for a peer that waits for some; nil when nobody does, or when a live
+// contact had one a moment ago. The desk's mutex is held.
+func (d *desk) receipts() (*transport.Packet, error) {
+	b := d.b
+	peers := b.ses.owedPeers()
+	b.mu.Lock()
+	for n := range b.pending {
+		peers[n] = true
+	}
+	b.mu.Unlock()
+	for n := range peers {
+		if !d.serves(n) {
+			continue
+		}
+		if wait := receiptPause - b.now().Sub(d.owing); d.live && wait > 0 {
+			if d.timer == nil {
+				d.timer = time.AfterFunc(wait, func() {
+					d.mu.Lock()
+					d.timer = nil
+					d.mu.Unlock()
+					d.kick()
+				})
+			}
+			return nil, nil
+		}
+		l := &load{}
+		held, err := d.addReceipts(l, n)
+		if err != nil {
+			return nil, err
+		}
+		if len(l.records) == 0 {
+			b.ses.settled(n)
+			continue
+		}
+		x, err := b.sealLoad(l, n, d.node, 0)
+		if err != nil {
+			b.ses.settled(n)
+			b.log.Warn("cannot send receipts", "node", b.Policy().nodeName(n), "err", err)
+			continue
+		}
+		x.held = held
+		if err := d.expose(x); err != nil {
+			return nil, err
+		}
+		d.owing = b.now()
+		if len(d.ready) == 0 {
+			continue
+		}
+		p := d.ready[0]
+		d.ready = d.ready[1:]
+		return p, nil
+	}
+	return nil, nil
+}
+
+// settled forgets that a peer waits for receipts that cannot be sent now; the next duplicate makes them due again.
+func (s *sessions) settled(peer envelope.NodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if x.peer == peer {
+			x.owed = 0
+		}
+	}
+}

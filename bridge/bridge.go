@@ -1,0 +1,179 @@
+// Package bridge is the engine between a mail system and the carriers: it accepts mail into the spool, packs and
+// seals it when a contact opens, takes packets from neighbours, delivers what ends here, and tells every origin how
+// its envelopes ended.
+//
+// Stages never call each other: each leases from one queue of the spool and commits to the next in one transaction
+// (docs/flow.md). All goroutines belong to Run, which waits for them.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mochila/bridge/deliver"
+	"mochila/internal/envelope"
+	"mochila/internal/envelope/bundle"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// Options are what a Bridge is built from.
+type Options struct {
+	Spool  *spool.Spool
+	Keys   *seal.Keyring
+	Policy *Policy
+	Log    *slog.Logger
+	Now    func() time.Time        // nil = time.Now
+	Stream transport.StreamOptions // of live contacts
+	// Link opens the link of a contact; nil = transport.Open of its URL.
+	Link func(c *Contact) (transport.Link, error)
+	// Joined stores a peer that has come by invitation and returns the policy with it; nil = no invitations.
+	Joined func(name, url string, card *seal.Card) (*Policy, error)
+	// Deliver opens a delivery; nil = deliver.New.
+	Deliver func(via string) (deliver.Transport, error)
+}
+
+// Bridge is one node at work. Its methods may be called from several goroutines.
+type Bridge struct {
+	spool   *spool.Spool
+	keys    *seal.Keyring
+	log     *slog.Logger
+	now     func() time.Time
+	opt     Options
+	codec   *bundle.Codec
+	policy  atomic.Pointer[Policy]
+	clock   clock
+	ses     sessions
+	out     dispatcher
+	quota   quotas
+	started time.Time
+
+	mu       sync.Mutex
+	contacts map[string]*contactState     // by contact key
+	desks    map[*desk]struct{}           // open stations
+	wake     map[spool.Dest]chan struct{} // who waits for due legs of a node queue
+	heard    map[envelope.NodeID]time.Time
+	pending  map[envelope.NodeID][]record // control records that wait for a bundle
+
+	kicked     chan struct{}
+	background sync.WaitGroup // carriers' watchers
+}
+
+// New prepares the engine over an open spool. It starts nothing: Run does.
+func New(o Options) (*Bridge, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	b := &Bridge{
+		spool: o.Spool, keys: o.Keys, log: o.Log, now: o.Now, opt: o,
+		contacts: map[string]*contactState{},
+		desks:    map[*desk]struct{}{},
+		heard:    map[envelope.NodeID]time.Time{},
+		kicked:   make(chan struct{}, 1),
+		started:  o.Now(),
+	}
+	var err error
+	if b.codec, err = bundle.NewCodec(); err != nil {
+		return nil, fmt.Errorf("prepare the compressor: %w", err)
+	}
+	b.out.init(b)
+	b.SetPolicy(o.Policy)
+	if err := b.clock.load(b); err != nil {
+		return nil, fmt.Errorf("read the clock record: %w", err)
+	}
+	if err := b.ses.load(b); err != nil {
+		return nil, fmt.Errorf("read the sessions: %w", err)
+	}
+	if err := b.checkCopied(); err != nil {
+		return nil, err
+	}
+	if err := b.quota.load(b); err != nil {
+		return nil, fmt.Errorf("count what peers have queued: %w", err)
+	}
+	return b, nil
+}
+
+// Policy returns the rules in force.
+func (b *Bridge) Policy() *Policy { return b.policy.Load() }
+
+// SetPolicy puts new rules in force at once; contacts and deliveries under way finish by the old ones.
+func (b *Bridge) SetPolicy(p *Policy) {
+	q := *p
+	q.Limits = q.Limits.withDefaults()
+	b.policy.Store(&q)
+	b.out.kick()
+	b.kickContacts()
+}
+
+// ID is this node's id.
+func (b *Bridge) ID() envelope.NodeID { return b.keys.ID() }
+
+// Keys is this node's keyring, for cards and pairing.
+func (b *Bridge) Keys() *seal.Keyring { return b.keys }
+
+// Spool is this node's queue, for the views of the control socket.
+func (b *Bridge) Spool() *spool.Spool { return b.spool }
+
+// OnDue is the spool's callback: some legs of d became due. It never blocks.
+func (b *Bridge) OnDue(d spool.Dest) {
+	if _, ok := d.Via(); ok {
+		b.out.due(d)
+		return
+	}
+	if _, ok := d.Node(); ok {
+		b.kickContacts()
+	}
+}
+
+// Run works until ctx ends: deliveries, contacts, timers. It returns after all its goroutines have ended.
+func (b *Bridge) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	start := func(f func(context.Context)) {
+		wg.Add(1)
+		go func() { defer wg.Done(); f(ctx) }()
+	}
+	start(b.out.run)
+	start(b.runTimers)
+	start(b.runContacts)
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// checkCopied starts a new incarnation when the spool is a copy of another, before any link opens (docs/custody.md).
+func (b *Bridge) checkCopied() error {
+	if !b.spool.Copied() {
+		return nil
+	}
+	return b.Restored("the index is a copy of another one")
+}
+
+// Restored begins a new life of this node after its spool was put back from an older copy: new sealing key and card,
+// sessions draining. Peers notice at the next contact and send again what has no outcome.
+func (b *Bridge) Restored(why string) error {
+	if _, err := b.keys.NewIncarnation(b.now()); err != nil {
+		return fmt.Errorf("start a new incarnation: %w", err)
+	}
+	if err := b.ses.drainAll(b); err != nil {
+		return fmt.Errorf("end the old sessions: %w", err)
+	}
+	if err := b.spool.AcceptCopy(); err != nil {
+		return fmt.Errorf("adopt the copied spool: %w", err)
+	}
+	b.log.Warn("new incarnation", "why", why, "card", b.keys.Card().Serial)
+	return nil
+}
+
+// errShutdown is what a station says when the node is going down.
+var errShutdown = errors.New("node is shutting down")
+
+// origin returns the node whose envelope this is; the zero id stands for this node.
+func (b *Bridge) own(e *envelope.Envelope) bool { return e.Origin.IsZero() || e.Origin == b.ID() }

@@ -1,0 +1,412 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"sync"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// rescan is how often a folder is looked at without any hint: file system events do not cross mounts and hosts.
+const rescan = 10 * time.Second
+
+// contactState is what the scheduler knows of one contact. Its fields belong to the bridge's mutex.
+type contactState struct {
+	contact *Contact
+	running bool
+	backoff time.Duration
+	next    time.Time // not before
+	last    time.Time // when the last contact ended
+	ok      time.Time // when the last good one ended
+	err     string
+	poked   bool // the carrier says that something is there
+	stats   transport.Stats
+	unwatch context.CancelFunc
+	link    transport.Link
+}
+
+// ContactView is one contact as status shows it.
+type ContactView struct {
+	Contact Contact
+	Running bool
+	Last    time.Time // end of the last contact
+	OK      time.Time // end of the last good one
+	Next    time.Time // not tried before; zero = when something is due
+	Err     string
+	Stats   transport.Stats // of the last contact
+}
+
+func contactKey(c *Contact) string { return c.Node.Text() + " " + c.URL }
+
+// kickContacts makes the scheduler look again, and every open desk.
+func (b *Bridge) kickContacts() {
+	b.mu.Lock()
+	for d := range b.desks {
+		d.kick()
+	}
+	b.mu.Unlock()
+	select {
+	case b.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// state returns the record of a contact of the present policy. The mutex is held.
+func (b *Bridge) state(c *Contact) *contactState {
+	k := contactKey(c)
+	s := b.contacts[k]
+	if s == nil {
+		s = &contactState{contact: c}
+		b.contacts[k] = s
+	}
+	s.contact = c
+	return s
+}
+
+// runContacts is the scheduler: one goroutine decides which contacts to make, each contact has one of its own.
+func (b *Bridge) runContacts(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.kicked:
+		case <-timer.C:
+		}
+		wait := time.Minute
+		now := b.now()
+		for _, c := range b.Policy().Contacts {
+			start, again := b.shouldStart(ctx, c, now)
+			if start {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					b.contactOnce(ctx, c)
+					b.kickContacts()
+				}()
+			}
+			if again > 0 && again < wait {
+				wait = again
+			}
+		}
+		timer.Reset(wait)
+	}
+}
+
+// shouldStart decides whether a contact begins now, and when to look again.
+func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (start bool, again time.Duration) {
+	if c.When.Manual || c.When.OnCall || c.Paused {
+		return false, 0
+	}
+	b.mu.Lock()
+	s := b.state(c)
+	if s.running {
+		b.mu.Unlock()
+		return false, 0
+	}
+	if s.unwatch == nil {
+		b.watch(ctx, s)
+	}
+	next, last, poked := s.next, s.last, s.poked
+	b.mu.Unlock()
+	if !c.When.Open(now) {
+		return false, time.Minute
+	}
+	if next.After(now) {
+		return false, next.Sub(now)
+	}
+	interval := c.When.Every
+	if !isLive(c.URL) && (interval == 0 || c.When.Always && interval > rescan) {
+		interval = rescan
+	}
+	switch {
+	case poked:
+	case interval > 0 && now.Sub(last) >= interval:
+	case (c.When.Always || len(c.When.Windows) > 0) && b.dueFor(c):
+	default:
+		if interval > 0 {
+			return false, max(interval-now.Sub(last), time.Millisecond)
+		}
+		return false, 0
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.running {
+		return false, 0
+	}
+	s.running, s.poked = true, false
+	return true, 0
+}
+
+// watch listens to the hints of a carrier that has some. The mutex is held.
+func (b *Bridge) watch(ctx context.Context, s *contactState) {
+	s.unwatch = func() {}
+	if s.link == nil {
+		l, err := b.openLink(s.contact)
+		if err != nil {
+			return
+		}
+		s.link = l
+	}
+	l := s.link
+	w, ok := l.(interface {
+		Watch(context.Context) <-chan struct{}
+	})
+	if !ok {
+		return
+	}
+	var wctx context.Context
+	wctx, s.unwatch = context.WithCancel(ctx)
+	hints := w.Watch(wctx)
+	if hints == nil {
+		return
+	}
+	b.background.Add(1)
+	go func() {
+		defer b.background.Done()
+		for {
+			select {
+			case <-wctx.Done():
+				return
+			case _, ok := <-hints:
+				if !ok {
+					return
+				}
+				b.mu.Lock()
+				s.poked = true
+				b.mu.Unlock()
+				b.kickContacts()
+			}
+		}
+	}()
+}
+
+// dueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
+func (b *Bridge) dueFor(c *Contact) bool {
+	p := b.Policy()
+	through := func(n envelope.NodeID) bool {
+		if n == c.Node {
+			return true
+		}
+		for _, x := range p.paths(n) {
+			if x == c.Node {
+				return true
+			}
+		}
+		return false
+	}
+	for _, q := range b.spool.Dests() {
+		if n, ok := q.Node(); ok && through(n) && b.spool.DueNow(q) {
+			return true
+		}
+	}
+	for n := range b.ses.owedPeers() {
+		if through(n) {
+			return true
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for n := range b.pending {
+		if through(n) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Bridge) openLink(c *Contact) (transport.Link, error) {
+	if b.opt.Link != nil {
+		return b.opt.Link(c)
+	}
+	carrier, err := transport.Parse(transport.Schemes(), c.URL)
+	if err != nil {
+		return nil, err
+	}
+	o := b.opt.Stream
+	o.Linger = c.Linger
+	return carrier.Link(transport.LinkOptions{Self: b.ID().Label(), Peer: c.Node.Label(), Stream: o}), nil
+}
+
+// link returns the link of a contact, which lives as long as the contact is configured.
+func (b *Bridge) link(c *Contact) (transport.Link, error) {
+	b.mu.Lock()
+	s := b.state(c)
+	l := s.link
+	b.mu.Unlock()
+	if l != nil {
+		return l, nil
+	}
+	l, err := b.openLink(c)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.link == nil {
+		s.link = l
+	}
+	return s.link, nil
+}
+
+// contactOnce makes one contact and notes how it went.
+func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
+	l, err := b.link(c)
+	var st transport.Stats
+	envelopes := 0
+	if err == nil {
+		d := b.openDesk(c)
+		st, err = l.Run(ctx, d)
+		envelopes = d.envelopes
+		d.close()
+	}
+	now := b.now()
+	limits := b.Policy().Limits
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.state(c)
+	s.running, s.last, s.stats = false, now, st
+	switch {
+	case err == nil:
+		s.ok, s.err, s.backoff, s.next = now, "", 0, time.Time{}
+		b.heard[c.Node] = now
+	case ctx.Err() != nil:
+	case errors.Is(err, transport.ErrAbsent) && !isLive(c.URL):
+		s.err = err.Error()
+	default:
+		if s.err != err.Error() {
+			b.log.Warn("contact failed", "node", c.NodeName, "carrier", publicURL(c.URL), "err", esc(err.Error()))
+		}
+		s.err = err.Error()
+		s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax)
+		s.next = now.Add(s.backoff)
+	}
+	return st, envelopes, err
+}
+
+// SyncResult is how one contact of Sync went.
+type SyncResult struct {
+	Node      string
+	Carrier   string
+	Stats     transport.Stats
+	Envelopes int // of ours that went along
+	Waiting   int // of ours that still wait for this neighbour
+	Err       error
+}
+
+// Sync makes the given contacts now, one after the other, whatever their timetable says; with none given, all that
+// are not manual or on call. A contact that is under way already is waited for.
+func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
+	if len(contacts) == 0 {
+		for _, c := range b.Policy().Contacts {
+			if !c.When.OnCall && !c.Paused {
+				contacts = append(contacts, c)
+			}
+		}
+	}
+	var out []SyncResult
+	for _, c := range contacts {
+		for !b.begin(c) {
+			select {
+			case <-ctx.Done():
+				out = append(out, SyncResult{Node: c.NodeName, Carrier: publicURL(c.URL), Err: ctx.Err()})
+				return out
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		st, n, err := b.contactOnce(ctx, c)
+		r := SyncResult{Node: c.NodeName, Carrier: publicURL(c.URL), Stats: st, Envelopes: n, Err: err}
+		counts, err := b.spool.Counts()
+		if err != nil && r.Err == nil {
+			r.Err = err
+		}
+		for _, q := range counts {
+			if node, ok := q.Dest.Node(); ok && node == c.Node {
+				r.Waiting += q.States[spool.Due] + q.States[spool.Deferred] + q.States[spool.Sealed] + q.States[spool.Travelling]
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// begin claims a contact.
+func (b *Bridge) begin(c *Contact) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.state(c)
+	if s.running {
+		return false
+	}
+	s.running = true
+	return true
+}
+
+// Contacts shows every contact with what is known of it.
+func (b *Bridge) Contacts() []ContactView {
+	p := b.Policy()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []ContactView
+	for _, c := range p.Contacts {
+		s := b.state(c)
+		out = append(out, ContactView{Contact: *c, Running: s.running, Last: s.last, OK: s.ok, Next: s.next, Err: s.err, Stats: s.stats})
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].Contact.NodeName < out[j].Contact.NodeName })
+	return out
+}
+
+// Flush makes everything due now: queues of places that are down, deferred mail, contacts in back-off.
+func (b *Bridge) Flush() error {
+	b.mu.Lock()
+	for _, s := range b.contacts {
+		s.backoff, s.next = 0, time.Time{}
+	}
+	b.mu.Unlock()
+	var after envelope.ID
+	for {
+		items, more, err := b.spool.List(spool.Query{State: spool.Deferred, After: after, Limit: 500})
+		if err != nil {
+			return err
+		}
+		for _, it := range items {
+			after = it.Env.ID
+			if err := b.wakeItem(it); err != nil {
+				return err
+			}
+		}
+		if !more || len(items) == 0 {
+			break
+		}
+	}
+	b.out.kick()
+	b.kickContacts()
+	return nil
+}
+
+// wakeItem makes the deferred legs of an item due.
+func (b *Bridge) wakeItem(it *spool.Item) error {
+	for k := range it.Legs {
+		if it.Legs[k].State != spool.Deferred {
+			continue
+		}
+		err := b.changeLeg(spool.Ref{ID: it.Env.ID, Leg: k}, func(item *spool.Item, leg *spool.Leg) {
+			if leg.State == spool.Deferred {
+				leg.State, leg.At = spool.Due, time.Time{}
+			}
+		})
+		if err != nil && !errors.Is(err, spool.ErrNotFound) {
+			return fmt.Errorf("wake %s: %w", it.Env.ID, err)
+		}
+	}
+	return nil
+}

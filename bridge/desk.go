@@ -1,0 +1,538 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// desk is one neighbour's place at this node during one contact (transport.Station): packets to send are packed here
+// at the last moment, packets that come are taken in.
+type desk struct {
+	b       *Bridge
+	node    envelope.NodeID
+	carrier string // the contact's URL without secrets: what packets are exposed on
+	live    bool
+	contact *Contact
+	began   time.Time
+	more    chan struct{}
+
+	mu        sync.Mutex
+	ready     []*transport.Packet
+	resend    []*spool.Sent
+	aside     []spool.Ref // leased, but too big for this contact: given back when it ends
+	spent     int64
+	owing     time.Time // when the last packet of mere receipts left
+	timer     *time.Timer
+	sent      map[transport.ID][]*spool.Item
+	present   map[transport.ID]bool
+	greeted   bool
+	closed    bool
+	envelopes int
+	told      map[[8]byte]bool // sessions whose receipt was repeated in this contact
+}
+
+// isLive reports whether a carrier answers within the contact: a missing receipt then means a loss.
+func isLive(carrier string) bool {
+	scheme, _, _ := strings.Cut(carrier, ":")
+	switch scheme {
+	case "tcp", "unix", "ssh", "pipe", "serial":
+		return true
+	}
+	return false
+}
+
+// openDesk prepares a contact with a neighbour.
+func (b *Bridge) openDesk(c *Contact) *desk {
+	d := &desk{b: b, node: c.Node, carrier: publicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
+		more: make(chan struct{}, 1), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{}}
+	b.mu.Lock()
+	b.desks[d] = struct{}{}
+	b.mu.Unlock()
+	return d
+}
+
+// publicURL is a carrier's URL without the part that may hold a secret.
+func publicURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil || u.User == nil && u.RawQuery == "" {
+		return s
+	}
+	u.User, u.RawQuery = nil, ""
+	return u.String()
+}
+
+// close ends the contact and gives back what was leased and not sent.
+func (d *desk) close() {
+	d.b.mu.Lock()
+	delete(d.b.desks, d)
+	d.b.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	d.b.spool.Release(d.aside...)
+	d.aside = nil
+}
+
+// kick says that Next may have something new.
+func (d *desk) kick() {
+	select {
+	case d.more <- struct{}{}:
+	default:
+	}
+}
+
+func (d *desk) More() <-chan struct{} { return d.more }
+
+// serves reports whether mail for dest may leave through this neighbour.
+func (d *desk) serves(dest envelope.NodeID) bool {
+	if dest == d.node {
+		return true
+	}
+	for _, n := range d.b.Policy().paths(dest) {
+		if n == d.node {
+			return true
+		}
+	}
+	return false
+}
+
+// Next packs the packet to send next (transport.Station).
+func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for ctx.Err() == nil && !d.closed {
+		if len(d.ready) > 0 {
+			p := d.ready[0]
+			d.ready = d.ready[1:]
+			return p, nil
+		}
+		if d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes {
+			return nil, nil
+		}
+		if len(d.resend) > 0 {
+			s := d.resend[0]
+			d.resend = d.resend[1:]
+			p, err := d.again(s)
+			if err != nil {
+				return nil, err
+			}
+			if p != nil {
+				return p, nil
+			}
+			continue
+		}
+		progress := false
+		for _, q := range d.b.spool.Dests() {
+			node, ok := q.Node()
+			if !ok || !d.serves(node) {
+				continue
+			}
+			got, err := d.pack(q, node)
+			if err != nil {
+				return nil, err
+			}
+			if got {
+				progress = true
+				break
+			}
+		}
+		if progress {
+			continue
+		}
+		p, err := d.receipts()
+		if p == nil || err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	return nil, ctx.Err()
+}
+
+// pack leases what is due for one node, makes packets of it and puts them into ready. It reports false when nothing
+// was there to pack. The desk's mutex is held.
+func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
+	b := d.b
+	limit := b.Policy().Limits.BundleBytes
+	leased, err := b.spool.Lease(q, 512, limit)
+	if err != nil || len(leased) == 0 {
+		return false, err
+	}
+	l := &load{}
+	class := uint8(255)
+	var refs, transit []spool.Ref
+	var size int64
+	for _, x := range leased {
+		ref := spool.Ref{ID: x.Item.Env.ID, Leg: x.Leg}
+		if _, expired := b.expiredNow(x.Item); expired {
+			b.expire(ref.ID)
+			b.spool.Release(ref)
+			continue
+		}
+		if m := d.contact.MaxPacket; m > 0 && x.Item.Env.Size > m {
+			d.aside = append(d.aside, ref)
+			continue
+		}
+		if x.Item.Transit != nil {
+			transit = append(transit, ref)
+			if err := d.packTransit(x.Item, ref, node); err != nil {
+				b.spool.Release(ref)
+				return true, err
+			}
+			continue
+		}
+		if size > 0 && size+x.Item.Env.Size > limit {
+			b.spool.Release(ref) // a large one goes alone
+			continue
+		}
+		size += x.Item.Env.Size
+		class = min(class, classOf(x.Item))
+		refs = append(refs, ref)
+		l.add(x.Item, ref)
+	}
+	if len(refs) == 0 {
+		return len(transit) > 0, nil
+	}
+	defer b.spool.Release(refs...)
+	held, err := d.addReceipts(l, node)
+	if err != nil {
+		return false, err
+	}
+	x, err := b.sealLoad(l, node, d.node, class)
+	if err != nil {
+		if errors.Is(err, envelope.ErrFormat) || errors.Is(err, spool.ErrNotFound) {
+			return true, b.packFault(l, err)
+		}
+		b.log.Warn("cannot seal", "node", b.Policy().nodeName(node), "err", err)
+		d.aside = append(d.aside, refs...)
+		return false, nil
+	}
+	x.held = held
+	return true, d.expose(x)
+}
+
+// packFault finds the one item that spoils a bundle and takes it out of the queue.
+func (b *Bridge) packFault(l *load, cause error) error {
+	for _, ref := range l.refs {
+		if strings.Contains(cause.Error(), ref.ID.String()) {
+			b.quarantineItem(ref.ID, cause.Error())
+			return nil
+		}
+	}
+	return cause
+}
+
+// classOf is the order of packets on a carrier: 0 first.
+func classOf(item *spool.Item) uint8 {
+	if item.Transit != nil {
+		return item.Transit.Class
+	}
+	return uint8(9 - max(-9, min(9, item.Env.Priority)))
+}
+
+// packTransit puts a hop box around a bundle that this node relays.
+func (d *desk) packTransit(item *spool.Item, ref spool.Ref, node envelope.NodeID) error {
+	b := d.b
+	id := item.Env.ID
+	x := &sealed{}
+	h := seal.Hop{Dest: item.Transit.Dest, Expiry: item.Env.Expires, Class: item.Transit.Class, HopLimit: item.Transit.HopsLeft}
+	stream := func(w io.Writer) error { return b.copyBody(w, id) }
+	box, sent, err := b.hopBox(d.node, h, stream, x)
+	if err != nil {
+		return err
+	}
+	sent.Refs = []spool.Ref{ref}
+	var small []byte
+	if item.BodySize <= smallBundle {
+		var buf bytes.Buffer
+		if err := stream(&buf); err != nil {
+			return err
+		}
+		small = buf.Bytes()
+	}
+	p, err := finish(box, small, stream, h.Class)
+	if err != nil {
+		return err
+	}
+	sent.Packet, sent.Size = p.ID, p.Size
+	x.packet = p
+	defer b.spool.Release(ref)
+	return d.expose(x)
+}
+
+// expose commits a sealed packet and puts it into ready.
+func (d *desk) expose(x *sealed) error {
+	items, err := d.b.commit(x, d.carrier, d.overdue)
+	if errors.Is(err, errGone) {
+		return nil // a leg was held, expired or answered meanwhile: the rest is due still
+	}
+	if err != nil {
+		return fmt.Errorf("store what is sent: %w", err)
+	}
+	d.spent += x.packet.Size
+	d.sent[x.packet.ID] = items
+	d.ready = append(d.ready, x.packet)
+	return nil
+}
+
+// overdue is how long to wait for a receipt before a leg is due again: twice the usual round trip of its carrier,
+// doubling with each loss.
+func (d *desk) overdue(_ *spool.Item, leg *spool.Leg) time.Duration {
+	return d.b.overdue(d.contact, leg.Attempts)
+}
+
+func (b *Bridge) overdue(c *Contact, attempts int) time.Duration {
+	base := c.Overdue
+	limit := 14 * 24 * time.Hour
+	if base == 0 {
+		if isLive(c.URL) {
+			base, limit = max(10*time.Minute, 2*c.When.Every), 24*time.Hour
+		} else {
+			base = max(3*24*time.Hour, 2*c.When.Every)
+		}
+	}
+	for range min(attempts, 20) {
+		if base *= 2; base > limit {
+			return max(limit, c.Overdue)
+		}
+	}
+	return base
+}
+
+// again makes a packet once more that was exposed and not acknowledged; nil when it is not needed any more.
+func (d *desk) again(s *spool.Sent) (*transport.Packet, error) {
+	p, err := d.b.rebuild(s)
+	switch {
+	case errors.Is(err, errGone) || errors.Is(err, spool.ErrNotFound):
+		return nil, d.b.giveUp(s)
+	case err != nil:
+		d.b.log.Warn("cannot send again", "packet", transport.ID(s.Packet).String(), "err", err)
+		return nil, nil
+	}
+	return p, nil
+}
+
+// giveUp forgets that a packet can be sent again: what is left of its legs becomes due.
+func (b *Bridge) giveUp(s *spool.Sent) error {
+	return b.spool.Apply(func(tx *spool.Tx) error {
+		in := s
+		if s.Kind == sentHop && s.InnerSession != ([8]byte{}) {
+			x, err := tx.Sent(s.InnerSession, s.InnerSeq)
+			if errors.Is(err, spool.ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			in = x
+		}
+		for _, ref := range in.Refs {
+			item, err := tx.Item(ref.ID)
+			if errors.Is(err, spool.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if leg := &item.Legs[ref.Leg]; leg.State == spool.Sealed {
+				leg.State, leg.At = spool.Due, time.Time{}
+				if err := tx.Save(item); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Sent notes that the carrier took a packet (transport.Station).
+func (d *desk) Sent(p *transport.Packet) {
+	d.mu.Lock()
+	items := d.sent[p.ID]
+	delete(d.sent, p.ID)
+	d.envelopes += len(items)
+	d.mu.Unlock()
+	for _, it := range items {
+		for k := range it.Legs {
+			if it.Legs[k].Carrier == d.carrier {
+				d.b.logSent(it, &it.Legs[k], d.b.Policy().nodeName(d.node), d.carrier)
+			}
+		}
+	}
+}
+
+// Finished reports whether an own packet may be taken off the carrier (transport.Station).
+func (d *desk) Finished(id transport.ID) bool {
+	var done bool
+	err := d.b.spool.View(func(tx *spool.Tx) error {
+		if tx.KV(finishedPackets).Get(id[:]) != nil {
+			done = true
+		}
+		return nil
+	})
+	return err == nil && done
+}
+
+// finishedPackets remembers packets on folders that were acknowledged, until they are gone from the folder for sure.
+// A packet that this index does not know is left alone: it may come from a life that was restored away.
+const finishedPackets = "finished"
+
+// Present tells which own packets still lie on a folder: those that are missing and not acknowledged are written again.
+func (d *desk) Present(own []transport.Entry) {
+	have := map[[32]byte]int64{}
+	for _, e := range own {
+		if id, err := transport.ParseID(e.Name); err == nil {
+			have[id] = e.Size
+		}
+	}
+	d.plan(func(s *spool.Sent) bool {
+		size, ok := have[s.Packet]
+		return s.Carrier == d.carrier && (!ok || size != s.Size)
+	})
+}
+
+// plan chooses what of the unacknowledged goes again in this contact.
+func (d *desk) plan(want func(*spool.Sent) bool) {
+	var list []*spool.Sent
+	err := d.b.spool.View(func(tx *spool.Tx) error {
+		return tx.EachSent(func(s *spool.Sent) error {
+			if s.Next == d.node && s.Packet != ([32]byte{}) && s.Kind != sentControl && s.At.Before(d.began) && want(s) {
+				list = append(list, s)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		d.b.log.Error("read what was sent", "err", err)
+		return
+	}
+	d.mu.Lock()
+	d.resend = append(d.resend, list...)
+	d.mu.Unlock()
+	d.kick()
+}
+
+// Known reports whether an incoming packet was taken before (transport.Station). Its receipt is then due again, once
+// per contact.
+func (d *desk) Known(head []byte, _ int64) bool {
+	h, err := seal.ParseHeader(head)
+	if err != nil {
+		return d.b.refusedBefore(head)
+	}
+	ses, seq, ok := d.b.ses.match(h)
+	if !ok {
+		return d.b.refusedBefore(head)
+	}
+	dup, err := d.b.duplicate(ses, seq, h.Salt)
+	if err != nil || !dup {
+		return false
+	}
+	d.repeat(ses)
+	return true
+}
+
+// repeat makes the receipt of a session due again, once per contact.
+func (d *desk) repeat(ses *session) {
+	d.mu.Lock()
+	first := !d.told[ses.keys.ID]
+	d.told[ses.keys.ID] = true
+	d.mu.Unlock()
+	if first {
+		d.b.owe(ses)
+		d.kick()
+	}
+}
+
+// Receive takes one incoming packet (transport.Station).
+func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
+	in := &incoming{b: d.b, desk: d, prev: d.node, size: size}
+	err := in.take(ctx, r)
+	if err == nil {
+		d.b.met(d.node)
+		d.kick()
+	}
+	return err
+}
+
+// Greeting is this side's first word on a stream (transport.Greeter).
+func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
+	l := &load{expiry: d.b.now().Add(24 * time.Hour)}
+	held, err := d.addReceipts(l, d.node)
+	if err != nil {
+		return nil, err
+	}
+	x, err := d.b.sealLoad(l, d.node, d.node, 0)
+	if err != nil {
+		return nil, err
+	}
+	x.held = held
+	if _, err := d.b.commit(x, d.carrier, d.overdue); err != nil {
+		return nil, err
+	}
+	return readPacket(x.packet)
+}
+
+// Greeted takes the neighbour's greeting (transport.Greeter): what it acknowledges need not be sent again, the rest goes.
+func (d *desk) Greeted(ctx context.Context, packet []byte) error {
+	in := &incoming{b: d.b, desk: d, prev: d.node, size: int64(len(packet)), greeting: true}
+	if err := in.take(ctx, bytes.NewReader(packet)); err != nil {
+		return err
+	}
+	if in.peer != d.node {
+		return fmt.Errorf("%w: %s answered, not %s", transport.ErrRefused, d.b.Policy().nodeName(in.peer), d.b.Policy().nodeName(d.node))
+	}
+	d.welcome()
+	return nil
+}
+
+// welcome plans the resends of a live contact, once its greeting has been read.
+func (d *desk) welcome() {
+	d.b.met(d.node)
+	d.mu.Lock()
+	first := !d.greeted
+	d.greeted = true
+	d.mu.Unlock()
+	if first {
+		d.plan(func(s *spool.Sent) bool { return isLive(s.Carrier) })
+	}
+}
+
+// Admit turns a caller's greeting into that neighbour's desk (transport.Reception).
+func (b *Bridge) Admit(ctx context.Context, greeting []byte) (transport.Greeter, error) {
+	in := &incoming{b: b, size: int64(len(greeting)), greeting: true}
+	if err := in.take(ctx, bytes.NewReader(greeting)); err != nil {
+		return nil, err
+	}
+	p := b.Policy()
+	if p.peer(in.peer) == nil {
+		return nil, fmt.Errorf("%w: caller is not a peer", transport.ErrRefused)
+	}
+	c := &Contact{Node: in.peer, NodeName: p.nodeName(in.peer), URL: "tcp:"}
+	for _, x := range p.Contacts {
+		if x.Node == in.peer && (isLive(x.URL) || x.When.OnCall) {
+			y := *x
+			if !isLive(y.URL) {
+				y.URL = "tcp:"
+			}
+			c = &y
+			break
+		}
+	}
+	d := b.openDesk(c)
+	d.welcome()
+	return d, nil
+}

@@ -1,0 +1,321 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"mochila/bridge/deliver"
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// dispatcher empties the delivery queues: a few workers for each place, started when something is due and gone when
+// nothing is. One place that hangs or is down holds up nothing but its own queue.
+type dispatcher struct {
+	b  *Bridge
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	ctx    context.Context // nil until run, and after it
+	places map[spool.Dest]*place
+}
+
+// place is one delivery target. Its fields belong to the dispatcher's mutex.
+type place struct {
+	workers int
+	to      deliver.Transport
+	down    time.Time     // no tries before; zero when up
+	backoff time.Duration // what the next failure will wait
+	last    envelope.Status
+	timer   *time.Timer
+}
+
+func (d *dispatcher) init(b *Bridge) { d.b, d.places = b, map[spool.Dest]*place{} }
+
+// run lets workers start, and waits for them when ctx ends.
+func (d *dispatcher) run(ctx context.Context) {
+	d.mu.Lock()
+	d.ctx = ctx
+	d.mu.Unlock()
+	d.kick()
+	<-ctx.Done()
+	d.mu.Lock()
+	d.ctx = nil
+	for _, p := range d.places {
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+	}
+	d.mu.Unlock()
+	d.wg.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.places {
+		if p.to != nil {
+			p.to.Close()
+			p.to = nil
+		}
+	}
+}
+
+// kick looks at every queue again, as after a start, a flush or a reload; places that are down are tried at once.
+func (d *dispatcher) kick() {
+	d.mu.Lock()
+	ctx := d.ctx
+	for _, p := range d.places {
+		p.down, p.backoff = time.Time{}, 0
+	}
+	d.mu.Unlock()
+	if ctx == nil {
+		return
+	}
+	for _, q := range d.b.spool.Dests() {
+		if _, ok := q.Via(); ok {
+			for range 4 {
+				d.due(q)
+			}
+		}
+	}
+}
+
+// due starts one more worker for a place, within its limits.
+func (d *dispatcher) due(q spool.Dest) {
+	limit := d.b.Policy().Limits.Deliveries
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx == nil {
+		return
+	}
+	p := d.places[q]
+	if p == nil {
+		p = &place{}
+		d.places[q] = p
+	}
+	if p.workers >= limit || !p.down.IsZero() {
+		return
+	}
+	if p.to == nil {
+		via, _ := q.Via()
+		open := d.b.opt.Deliver
+		if open == nil {
+			open = func(via string) (deliver.Transport, error) {
+				return deliver.New(via, deliver.Options{Hostname: d.b.Policy().Domain})
+			}
+		}
+		to, err := open(via)
+		if err != nil {
+			d.failed(q, p, envelope.Status{Code: 451, Enhanced: "4.3.5", Text: err.Error()})
+			return
+		}
+		p.to = to
+	}
+	p.workers++
+	d.wg.Add(1)
+	go d.work(d.ctx, q, p)
+}
+
+// failed puts a place aside for a while. The mutex is held.
+func (d *dispatcher) failed(q spool.Dest, p *place, s envelope.Status) {
+	l := d.b.Policy().Limits
+	if p.down.IsZero() {
+		p.backoff = min(max(p.backoff*2, l.RetryMin), l.RetryMax)
+		p.down = d.b.now().Add(p.backoff)
+		p.last = s
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+		p.timer = time.AfterFunc(p.backoff, func() {
+			d.mu.Lock()
+			p.down = time.Time{}
+			d.mu.Unlock()
+			d.due(q)
+		})
+	}
+}
+
+// state tells why a place is not tried now; ok is false when it is up.
+func (d *dispatcher) state(q spool.Dest) (s envelope.Status, until time.Time, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.places[q]; p != nil && !p.down.IsZero() {
+		return p.last, p.down, true
+	}
+	return s, until, false
+}
+
+func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
+	defer d.wg.Done()
+	for ctx.Err() == nil {
+		l, err := d.b.spool.Lease(q, 1, 0)
+		if err != nil {
+			d.b.log.Error("lease", "queue", string(q), "err", err)
+		}
+		if len(l) == 0 {
+			break
+		}
+		status, down := d.b.deliverOne(ctx, p.to, l[0])
+		d.mu.Lock()
+		if down {
+			d.failed(q, p, status)
+			d.mu.Unlock()
+			break
+		}
+		p.backoff = 0
+		d.mu.Unlock()
+	}
+	d.mu.Lock()
+	p.workers--
+	up := p.down.IsZero()
+	d.mu.Unlock()
+	if up && d.b.spool.DueNow(q) {
+		d.due(q) // what came between the last lease and the count above
+	}
+}
+
+// deliverOne tries one leg. down says that the place itself did not answer: the leg stays due for when it does.
+func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased) (s envelope.Status, down bool) {
+	ref := spool.Ref{ID: l.Item.Env.ID, Leg: l.Leg}
+	leg := &l.Item.Legs[l.Leg]
+	began := b.now()
+	if l.Item.Env.Kind != envelope.KindMail {
+		b.quarantineItem(ref.ID, "not a mail, but queued for delivery")
+		return s, false
+	}
+	if st, expired := b.expiredNow(l.Item); expired {
+		b.endLeg(ref, leg.Rcpts, st)
+		return s, false
+	}
+	var rcpts []int
+	for _, i := range leg.Rcpts {
+		if !l.Item.Outcomes[i].Action.Final() {
+			rcpts = append(rcpts, i)
+		}
+	}
+	if len(rcpts) == 0 {
+		b.settle(ref, nil, began)
+		return s, false
+	}
+	msg := &deliver.Message{
+		Env: l.Item.Env, Rcpts: rcpts, Header: b.exitHeader(l.Item),
+		Open: func() (io.ReadCloser, error) { return b.spool.OpenBody(ref.ID) },
+	}
+	res := to.Deliver(ctx, msg)
+	if ctx.Err() != nil && allPending(res) {
+		b.spool.Release(ref)
+		return s, false
+	}
+	down = len(res) > 0
+	for _, r := range res {
+		if r.Action != envelope.ActionPending || !strings.HasPrefix(r.Status.Enhanced, "4.4.") {
+			down = false
+		} else {
+			s = r.Status
+		}
+	}
+	if down {
+		b.noteDown(ref, rcpts, res[0], began)
+		return s, true
+	}
+	b.settle(ref, res, began)
+	return s, false
+}
+
+func allPending(res []deliver.Result) bool {
+	for _, r := range res {
+		if r.Action != envelope.ActionPending {
+			return false
+		}
+	}
+	return true
+}
+
+// exitHeader is the one trace line added where a mail leaves the mochila network; a mail that never left this node
+// has the line of its entry already.
+func (b *Bridge) exitHeader(item *spool.Item) []byte {
+	if b.own(item.Env) {
+		return nil
+	}
+	p := b.Policy()
+	return fmt.Appendf(nil, "Received: from %s by %s (mochila) with mochila id %s;\r\n\t%s\r\n",
+		clean(p.nodeName(item.Env.Origin)), p.Domain, item.Env.ID, item.Entered.Format("Mon, 2 Jan 2006 15:04:05 -0700 (MST)"))
+}
+
+// noteDown writes the reason into the one leg that found the place down; it stays due.
+func (b *Bridge) noteDown(ref spool.Ref, rcpts []int, r deliver.Result, began time.Time) {
+	var item *spool.Item
+	err := b.spool.Apply(func(tx *spool.Tx) (err error) {
+		if item, err = tx.Item(ref.ID); err != nil {
+			return err
+		}
+		leg := &item.Legs[ref.Leg]
+		leg.Attempts++
+		leg.Last = r.Status
+		item.AddLog(b.now(), "deferred", r.MTA+": "+r.Status.String())
+		return tx.Save(item)
+	})
+	b.spool.Release(ref)
+	if err != nil {
+		b.log.Error("note a failed delivery", "id", ref.ID.String(), "err", err)
+		return
+	}
+	for _, i := range rcpts {
+		b.logDelivery(item, i, "deferred", r.MTA, r.Status, began)
+	}
+}
+
+// settle commits what a delivery decided: outcomes, the leg's next state, and what follows from them (DSN or report).
+func (b *Bridge) settle(ref spool.Ref, res []deliver.Result, began time.Time) {
+	now := b.now()
+	final := map[int]envelope.Outcome{}
+	var pending *deliver.Result
+	for i, r := range res {
+		if r.Action.Final() {
+			final[r.Rcpt] = envelope.Outcome{Action: r.Action, Status: r.Status, MTA: r.MTA, At: now}
+		} else {
+			pending = &res[i]
+		}
+	}
+	dsnTaken := map[int]bool{}
+	for _, r := range res {
+		dsnTaken[r.Rcpt] = r.DSN
+	}
+	item, err := b.conclude(ref, final, dsnTaken, func(item *spool.Item, leg *spool.Leg) {
+		if pending == nil {
+			return
+		}
+		leg.Attempts++
+		leg.Last = pending.Status
+		leg.State = spool.Deferred
+		leg.At = now.Add(b.backoff(leg.Attempts))
+		item.AddLog(now, "deferred", pending.MTA+": "+pending.Status.String())
+	})
+	if err != nil {
+		b.spool.Release(ref)
+		b.log.Error("record a delivery", "id", ref.ID.String(), "err", err)
+		return
+	}
+	for _, r := range res {
+		word := "deferred"
+		switch r.Action {
+		case envelope.ActionDelivered, envelope.ActionRelayed, envelope.ActionExpanded:
+			word = "sent"
+		case envelope.ActionFailed:
+			word = "bounced"
+		}
+		b.logDelivery(item, r.Rcpt, word, r.MTA, r.Status, began)
+	}
+}
+
+// backoff is how long the n-th failure in a row waits: RetryMin, doubling, up to RetryMax.
+func (b *Bridge) backoff(n int) time.Duration {
+	l := b.Policy().Limits
+	d := l.RetryMin
+	for i := 1; i < n && d < l.RetryMax; i++ {
+		d *= 2
+	}
+	return min(d, l.RetryMax)
+}

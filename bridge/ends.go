@@ -1,0 +1,317 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// addition is an item that follows from another one's end: a DSN or a report.
+type addition struct {
+	item *spool.Item
+	body *spool.Body
+}
+
+func (a *addition) discard() {
+	if a.body != nil {
+		a.body.Discard()
+	}
+}
+
+// conclude gives recipients of one leg their final outcomes, in one commit with everything that follows: the DSN or
+// the report, the dead letter, the end of the item. change, if not nil, adjusts the leg when recipients are left.
+// An item that is gone, or a leg that is done, is success: somebody was faster.
+func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTaken map[int]bool, change func(*spool.Item, *spool.Leg)) (*spool.Item, error) {
+	var seen *spool.Item
+	err := b.spool.View(func(tx *spool.Tx) (err error) { seen, err = tx.Item(ref.ID); return err })
+	if errors.Is(err, spool.ErrNotFound) {
+		return &spool.Item{Env: &envelope.Envelope{ID: ref.ID, Mail: &envelope.Mail{}}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := b.now()
+	var fresh []int // recipients that become final now
+	var grave []int // failed, and nobody to tell
+	for i, o := range final {
+		if i >= len(seen.Outcomes) || seen.Outcomes[i].Action.Final() {
+			continue
+		}
+		o.Addr = seen.Outcomes[i].Addr
+		if o.At.IsZero() {
+			o.At = now
+		}
+		seen.Outcomes[i] = o
+		fresh = append(fresh, i)
+	}
+	var adds []*addition
+	if len(fresh) > 0 {
+		if adds, grave, err = b.follow(seen, fresh, dsnTaken); err != nil {
+			return nil, err
+		}
+	}
+	var item *spool.Item
+	err = b.spool.Apply(func(tx *spool.Tx) (err error) {
+		if item, err = tx.Item(ref.ID); err != nil {
+			return err
+		}
+		leg := &item.Legs[ref.Leg]
+		if leg.State == spool.Done {
+			return nil
+		}
+		for _, i := range fresh {
+			if item.Outcomes[i].Action.Final() {
+				return errRace
+			}
+			item.Outcomes[i] = seen.Outcomes[i]
+			o := &item.Outcomes[i]
+			item.AddLog(now, o.Action.String(), o.Addr+" "+o.MTA+": "+o.Status.String())
+		}
+		left := false
+		for _, i := range leg.Rcpts {
+			left = left || !item.Outcomes[i].Action.Final()
+		}
+		if !left {
+			leg.State, leg.At = spool.Done, time.Time{}
+		} else if change != nil {
+			change(item, leg)
+		}
+		if len(grave) > 0 {
+			item.Legs = append(item.Legs, spool.Leg{Dest: spool.DeadDest, Rcpts: grave, State: spool.Held, Last: item.Outcomes[grave[0]].Status})
+			item.AddLog(now, "dead letter", "nobody to tell")
+		}
+		for _, a := range adds {
+			if err := tx.Add(a.item, a.body); err != nil {
+				return err
+			}
+		}
+		return tx.Save(item)
+	})
+	if err != nil {
+		for _, a := range adds {
+			a.discard()
+		}
+		if errors.Is(err, errRace) {
+			return b.conclude(ref, final, dsnTaken, change)
+		}
+		return nil, err
+	}
+	for _, a := range adds {
+		b.logFollow(item, a.item)
+	}
+	if len(grave) > 0 {
+		b.log.Warn(fmt.Sprintf("%s: to=<%s>, dead letter: undeliverable and has no sender to tell (%s)", ref.ID, item.Outcomes[grave[0]].Addr, item.Outcomes[grave[0]].Status))
+	}
+	return item, nil
+}
+
+var errRace = errors.New("changed meanwhile")
+
+// follow makes what the fresh outcomes of an item call for. grave lists failed recipients of which nobody can be told.
+func (b *Bridge) follow(item *spool.Item, fresh []int, dsnTaken map[int]bool) (adds []*addition, grave []int, err error) {
+	if item.Env.Kind != envelope.KindMail {
+		return nil, nil, nil
+	}
+	if !b.own(item.Env) {
+		a, err := b.report(item, fresh, dsnTaken)
+		if err != nil {
+			return nil, nil, err
+		}
+		return []*addition{a}, nil, nil
+	}
+	return b.notices(item, fresh, dsnTaken)
+}
+
+// report makes the envelope that tells the origin node how recipients of its mail ended.
+func (b *Bridge) report(item *spool.Item, fresh []int, dsnTaken map[int]bool) (*addition, error) {
+	now := b.now()
+	r := &envelope.Report{Ref: item.Env.ID, Node: b.Policy().Name}
+	for _, i := range fresh {
+		o := item.Outcomes[i]
+		if o.Action == envelope.ActionRelayed && dsnTaken[i] {
+			o.Action = envelope.ActionDelivered
+		}
+		r.Recipients = append(r.Recipients, o)
+	}
+	env := &envelope.Envelope{ID: envelope.NewID(now), Origin: b.ID(), Kind: envelope.KindReport, Created: now,
+		Expires: now.Add(b.Policy().Limits.Lifetime), Report: r}
+	body := b.spool.NewBody()
+	if err := body.Finish(); err != nil {
+		return nil, err
+	}
+	env.Sum = body.Sum()
+	return &addition{body: body, item: &spool.Item{Env: env, Trust: "control", Entered: now, Parent: item.Env.ID,
+		Legs: []spool.Leg{{Dest: spool.NodeDest(item.Env.Origin), State: spool.Due}}}}, nil
+}
+
+// endLeg fails the recipients of a leg with one status.
+func (b *Bridge) endLeg(ref spool.Ref, rcpts []int, s envelope.Status) {
+	final := map[int]envelope.Outcome{}
+	for _, i := range rcpts {
+		final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
+	}
+	item, err := b.conclude(ref, final, nil, nil)
+	if err != nil {
+		b.log.Error("end an envelope", "id", ref.ID.String(), "err", err)
+		return
+	}
+	for _, i := range rcpts {
+		word := "bounced"
+		if s.Enhanced == "4.4.7" || s.Enhanced == "5.4.7" {
+			word = "expired"
+		}
+		b.logDelivery(item, i, word, "none", s, b.now())
+	}
+}
+
+// bury ends the recipients that led nowhere when their mail was accepted: their outcome stands already, the DSN does
+// not. It is repeated at start, so a crash in between loses nothing.
+func (b *Bridge) bury(id envelope.ID) {
+	var item *spool.Item
+	err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(id); return err })
+	if err != nil {
+		return
+	}
+	for k := range item.Legs {
+		leg := &item.Legs[k]
+		if leg.Dest != spool.DeadDest || leg.State != spool.Due {
+			continue
+		}
+		final := map[int]envelope.Outcome{}
+		for _, i := range leg.Rcpts {
+			s := leg.Last
+			if s.Code == 0 {
+				s = envelope.Status{Code: 550, Enhanced: "5.1.2", Text: "no route to this domain"}
+			}
+			final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
+		}
+		if _, err := b.conclude(spool.Ref{ID: id, Leg: k}, final, nil, nil); err != nil {
+			b.log.Error("end an unroutable mail", "id", id.String(), "err", err)
+		}
+	}
+}
+
+// expiredNow reports whether an item has outlived its time, and as what it ends. Nothing expires on a suspect clock.
+func (b *Bridge) expiredNow(item *spool.Item) (envelope.Status, bool) {
+	if b.clock.suspect() || item.Env.Expires.IsZero() || b.now().Before(item.Env.Expires) {
+		return envelope.Status{}, false
+	}
+	return envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired"}, true
+}
+
+// expire ends what is left of an item whose time has come. Legs whose bytes were never exposed fail at once; legs that
+// may have arrived wait for the return grace, so that nothing is called lost that was delivered.
+func (b *Bridge) expire(id envelope.ID) {
+	if b.clock.suspect() {
+		return
+	}
+	var item *spool.Item
+	if err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(id); return err }); err != nil {
+		return
+	}
+	now := b.now()
+	if item.Env.Expires.IsZero() || now.Before(item.Env.Expires) {
+		return
+	}
+	for k := range item.Legs {
+		leg := &item.Legs[k]
+		ref := spool.Ref{ID: id, Leg: k}
+		switch leg.State {
+		case spool.Done:
+		case spool.Sealed, spool.Travelling, spool.Arrived:
+			until := item.Env.Expires.Add(b.grace(leg))
+			if now.Before(until) {
+				b.setAt(ref, until)
+				continue
+			}
+			b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired, no proof of delivery came back"})
+		default:
+			if leg.Dest == spool.DeadDest {
+				b.dropLeg(ref, "dead letter expired")
+				continue
+			}
+			text := "delivery time expired"
+			if leg.Last.Code != 0 {
+				text += ": " + leg.Last.Text
+			}
+			b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: text})
+		}
+	}
+}
+
+// grace is how long after expiry a leg that was exposed waits for its receipt.
+func (b *Bridge) grace(leg *spool.Leg) time.Duration {
+	if isLive(leg.Carrier) {
+		return min(24*time.Hour, b.Policy().Limits.ReturnGrace)
+	}
+	return b.Policy().Limits.ReturnGrace
+}
+
+// endAny ends a leg of any kind of item: mail fails with a notice, the rest is dropped with a log line.
+func (b *Bridge) endAny(item *spool.Item, ref spool.Ref, leg *spool.Leg, s envelope.Status) {
+	if item.Env.Kind == envelope.KindMail {
+		var open []int
+		for _, i := range leg.Rcpts {
+			if !item.Outcomes[i].Action.Final() {
+				open = append(open, i)
+			}
+		}
+		b.endLeg(ref, open, s)
+		return
+	}
+	b.dropLeg(ref, s.Text)
+}
+
+// dropLeg ends a leg without telling anybody but the log.
+func (b *Bridge) dropLeg(ref spool.Ref, why string) {
+	err := b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
+		leg.State, leg.At = spool.Done, time.Time{}
+		item.AddLog(b.now(), "dropped", why)
+	})
+	if err != nil && !errors.Is(err, spool.ErrNotFound) {
+		b.log.Error("drop", "id", ref.ID.String(), "err", err)
+		return
+	}
+	b.log.Info(fmt.Sprintf("%s: removed (%s)", ref.ID, why))
+}
+
+// setAt sets the time at which a leg is looked at again.
+func (b *Bridge) setAt(ref spool.Ref, at time.Time) {
+	err := b.changeLeg(ref, func(_ *spool.Item, leg *spool.Leg) { leg.At = at })
+	if err != nil && !errors.Is(err, spool.ErrNotFound) {
+		b.log.Error("set a timer", "id", ref.ID.String(), "err", err)
+	}
+}
+
+// changeLeg commits one change of one leg.
+func (b *Bridge) changeLeg(ref spool.Ref, change func(*spool.Item, *spool.Leg)) error {
+	return b.spool.Apply(func(tx *spool.Tx) error {
+		item, err := tx.Item(ref.ID)
+		if err != nil {
+			return err
+		}
+		if ref.Leg >= len(item.Legs) {
+			return nil
+		}
+		change(item, &item.Legs[ref.Leg])
+		return tx.Save(item)
+	})
+}
+
+// quarantineItem takes an item that cannot be handled out of the queues, with its reason.
+func (b *Bridge) quarantineItem(id envelope.ID, why string) {
+	r, err := b.spool.OpenBody(id)
+	if err == nil {
+		_, err = b.spool.Quarantine(why, "queue "+id.String(), r)
+		r.Close()
+	}
+	if err != nil {
+		b.log.Error("quarantine", "id", id.String(), "err", err)
+		return
+	}
+	err = b.spool.Apply(func(tx *spool.Tx) error { return tx.Drop(id) })
+	b.log.Error("item moved to quarantine", "id", id.String(), "why", why, "err", err)
+}

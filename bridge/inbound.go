@@ -1,0 +1,370 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"mochila/bridge/route"
+	"mochila/internal/envelope"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// refuseMail decides whether a whole mail of a peer is turned down where it arrives; its origin then bounces it.
+func (b *Bridge) refuseMail(e *envelope.Envelope) (envelope.Status, bool) {
+	p := b.Policy()
+	peer := p.peer(e.Origin)
+	now := b.now()
+	no := func(code int, enh, text string) (envelope.Status, bool) {
+		return envelope.Status{Code: code, Enhanced: enh, Text: text}, true
+	}
+	switch {
+	case peer == nil:
+		return no(550, "5.7.1", "sending node is not a peer")
+	case e.Size > p.Limits.MessageSize:
+		return no(552, "5.3.4", fmt.Sprintf("message of %d bytes is above the limit of %d", e.Size, p.Limits.MessageSize))
+	case e.Hops > p.Limits.Hops:
+		return no(554, "5.4.6", fmt.Sprintf("mail loop: passed more than %d nodes", p.Limits.Hops))
+	case !b.clock.suspect() && now.After(e.Expires):
+		return no(554, "5.4.7", "delivery time expired before it arrived")
+	case e.Expires.After(now.Add(10*365*24*time.Hour)) && !b.clock.suspect():
+		return no(554, "5.7.1", "lifetime is longer than ten years")
+	case len(peer.SendAs) > 0 && e.Mail.Sender != "" && !matchAny(peer.SendAs, e.Mail.Sender):
+		return no(550, "5.7.1", fmt.Sprintf("node %s may not send as <%s>", peer.Name, e.Mail.Sender))
+	}
+	return envelope.Status{}, false
+}
+
+func matchAny(list []route.Pattern, addr string) bool {
+	for _, p := range list {
+		if p.Match(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// arrive makes the item of a mail that came from a peer: it may go to what is delivered here, and further only where
+// the peer was given the right.
+func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
+	p := b.Policy()
+	peer := p.peer(e.Origin)
+	now := b.now()
+	item := &spool.Item{Env: e, Trust: "peer:" + e.Origin.Label().String(), Entered: now, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
+	legs := map[spool.Dest]int{}
+	put := func(d spool.Dest, i int, s envelope.Status) {
+		k, ok := legs[d]
+		if !ok {
+			k = len(item.Legs)
+			legs[d] = k
+			item.Legs = append(item.Legs, spool.Leg{Dest: d, State: spool.Due, Last: s})
+		}
+		item.Legs[k].Rcpts = append(item.Legs[k].Rcpts, i)
+	}
+	for i := range e.Mail.Recipients {
+		addr := e.Mail.Recipients[i].Addr
+		item.Outcomes[i].Addr = addr
+		d, err := p.Routes.Lookup(e.Mail.Sender, addr, e.Size)
+		if err != nil && strings.HasSuffix(strings.ToLower(addr), ".mochila") {
+			// names of nodes are local: what a peer calls us ends here as our own name
+			d, err = p.Routes.Lookup(e.Mail.Sender, localPart(addr)+"@"+p.Name+".mochila", e.Size)
+		}
+		switch {
+		case err != nil:
+			put(spool.DeadDest, i, statusOf(err))
+		case d.Deliver:
+			put(spool.ViaDest(d.Rule.Via), i, envelope.Status{})
+		case !matchAny(peer.SendTo, addr) || d.Rule.Node == e.Origin:
+			put(spool.DeadDest, i, envelope.Status{Code: 550, Enhanced: "5.7.1", Text: fmt.Sprintf("node %s may not send to <%s> through this node", peer.Name, addr)})
+		default:
+			put(spool.NodeDest(d.Rule.Node), i, envelope.Status{})
+		}
+	}
+	item.AddLog(now, "arrived", "from "+p.nodeName(e.Origin))
+	return item
+}
+
+// reported takes a report on one of our envelopes: outcomes, DSNs, the end of the envelope.
+func (b *Bridge) reported(e *envelope.Envelope) error {
+	var item *spool.Item
+	err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(e.Report.Ref); return err })
+	if errors.Is(err, spool.ErrNotFound) {
+		return nil // ended already
+	}
+	if err != nil || item.Env.Mail == nil {
+		return err
+	}
+	for k := range item.Legs {
+		if item.Legs[k].Dest != spool.NodeDest(e.Origin) || item.Legs[k].State == spool.Done {
+			continue
+		}
+		final := map[int]envelope.Outcome{}
+		for _, o := range e.Report.Recipients {
+			for _, i := range item.Legs[k].Rcpts {
+				if item.Env.Mail.Recipients[i].Addr == o.Addr && o.Action.Final() {
+					o.MTA = or(o.MTA, e.Report.Node)
+					final[i] = o
+				}
+			}
+		}
+		if len(final) == 0 {
+			continue
+		}
+		done, err := b.conclude(spool.Ref{ID: item.Env.ID, Leg: k}, final, nil, nil)
+		if err != nil {
+			return err
+		}
+		for i, o := range final {
+			word := "sent"
+			if o.Action == envelope.ActionFailed {
+				word = "bounced"
+			}
+			b.logDelivery(done, i, word, e.Report.Node, o.Status, b.now())
+		}
+	}
+	return nil
+}
+
+// newCard keeps a newer card that a peer sent of itself. It never changes routes or rights.
+func (b *Bridge) newCard(peer envelope.NodeID, raw []byte) error {
+	c, err := seal.ParseCard(raw)
+	if err != nil {
+		return err
+	}
+	if c.ID != peer {
+		return fmt.Errorf("card of %s in a bundle of %s", c.ID, peer)
+	}
+	held, err := b.cardOf(peer)
+	if err != nil {
+		return err
+	}
+	switch err := seal.CompareCards(held, c); {
+	case errors.Is(err, seal.ErrOlderCard):
+		return nil
+	case err != nil:
+		return err
+	}
+	if held != nil && held.Serial == c.Serial {
+		return nil
+	}
+	err = b.spool.Apply(func(tx *spool.Tx) error { return tx.KV("cards").Put(peer[:], raw) })
+	if err != nil {
+		return err
+	}
+	if held != nil && held.Incarnation != c.Incarnation {
+		b.log.Warn("a peer has a new incarnation: what has no outcome goes again", "peer", b.Policy().nodeName(peer))
+		return b.renewed(peer, nil)
+	}
+	return nil
+}
+
+const refusedHeads = "refused-heads"
+
+// refuse puts a bad packet into quarantine, remembers its head so that it is not read again from a folder, and lets
+// the neighbour know.
+func (in *incoming) refuse(r *hashing, cause *badPacket) error {
+	b := in.b
+	if in.greeting {
+		return fmt.Errorf("%w: %v", transport.ErrRefused, cause.err)
+	}
+	from := "unknown"
+	if !in.prev.IsZero() {
+		from = b.Policy().nodeName(in.prev)
+	}
+	// the rest is read, so that the hash names the packet and a stream stays in step
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return fmt.Errorf("read a packet that is refused: %w", err)
+	}
+	b.log.Warn("packet refused", "from", from, "size", in.size, "reason", cause.reason.String(), "err", esc(cause.err.Error()))
+	if cause.reason != envelope.ReasonQuota {
+		err := b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+			if len(in.head) == 0 {
+				return nil
+			}
+			return tx.KV(refusedHeads).Put(in.head, append(timeBytes(b.now()), cause.Error()...))
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := b.spool.Quarantine(cause.Error(), from, bytes.NewReader(in.head)); err != nil {
+			b.log.Error("quarantine", "err", err)
+		}
+	}
+	if !in.prev.IsZero() {
+		f := &envelope.Refused{Reason: cause.reason, Serial: cause.serial, Text: envelope.OneLine(cause.err.Error(), envelope.MaxRefusedText)}
+		copy(f.Packet[:], r.h.Sum(nil))
+		b.later(in.prev, record{envelope.RecordRefused, f.Append(nil)})
+	}
+	return fmt.Errorf("%w: %v", transport.ErrRefused, cause)
+}
+
+// refusedBefore reports whether a packet with this head was refused already.
+func (b *Bridge) refusedBefore(head []byte) bool {
+	var known bool
+	err := b.spool.View(func(tx *spool.Tx) error { known = tx.KV(refusedHeads).Get(head) != nil; return nil })
+	return err == nil && known
+}
+
+// later keeps a control record until a bundle for the node takes it along. Refusals are hints: they live in memory.
+func (b *Bridge) later(node envelope.NodeID, r record) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pending == nil {
+		b.pending = map[envelope.NodeID][]record{}
+	}
+	if len(b.pending[node]) < 64 {
+		b.pending[node] = append(b.pending[node], r)
+	}
+}
+
+// takePending hands out the control records that wait for a node.
+func (b *Bridge) takePending(node envelope.NodeID) []record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := b.pending[node]
+	delete(b.pending, node)
+	return r
+}
+
+// owe makes a receipt for a session due.
+func (s *sessions) owe(x *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.owed++
+}
+
+func (b *Bridge) owe(x *session) { b.ses.owe(x) }
+
+// owing returns the sessions of a peer that owe a receipt.
+func (s *sessions) owing(peer envelope.NodeID) (out []*session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if x.peer == peer && x.owed > 0 {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// owed returns the peers that wait for a receipt.
+func (s *sessions) owedPeers() map[envelope.NodeID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[envelope.NodeID]bool{}
+	for _, x := range s.all {
+		if x.owed > 0 {
+			out[x.peer] = true
+		}
+	}
+	return out
+}
+
+// met notes that a neighbour has just been heard: deliveries to it that were put off are tried again.
+func (b *Bridge) met(node envelope.NodeID) {
+	b.mu.Lock()
+	b.heard[node] = b.now()
+	var kick bool
+	for _, c := range b.contacts {
+		if c.contact.Node == node && c.backoff > 0 {
+			c.backoff, c.next, kick = 0, time.Time{}, true
+		}
+	}
+	b.mu.Unlock()
+	if kick {
+		b.kickContacts()
+	}
+}
+
+// quotas counts what each peer has queued here: everything it relays or sends through this node.
+type quotas struct {
+	mu  sync.Mutex
+	use map[string]usage // by trust class
+	at  time.Time
+}
+
+type usage struct {
+	bytes int64
+	count int
+}
+
+func (q *quotas) load(b *Bridge) error {
+	use := map[string]usage{}
+	var after envelope.ID
+	for {
+		items, more, err := b.spool.List(spool.Query{After: after, Limit: 1000})
+		if err != nil {
+			return err
+		}
+		for _, it := range items {
+			after = it.Env.ID
+			u := use[it.Trust]
+			use[it.Trust] = usage{u.bytes + it.BodySize, u.count + 1}
+		}
+		if !more || len(items) == 0 {
+			break
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.use, q.at = use, b.now()
+	return nil
+}
+
+// admit refuses a packet of a neighbour that has used up what it may queue here. The count is renewed when it says no,
+// at most once a second, and by the minute's timer.
+func (q *quotas) admit(b *Bridge, node envelope.NodeID, size int64) error {
+	peer := b.Policy().peer(node)
+	if peer == nil {
+		return nil
+	}
+	maxBytes, maxCount := peer.MaxBytes, peer.MaxCount
+	if maxBytes == 0 {
+		maxBytes = 1 << 30
+	}
+	if maxCount == 0 {
+		maxCount = 100000
+	}
+	if size <= 64<<10 && b.spool.Full() {
+		return nil // it may be a receipt; mail inside is refused later
+	}
+	trust := "peer:" + node.Label().String()
+	over := func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		u := q.use[trust]
+		if u.bytes+size <= maxBytes && u.count < maxCount {
+			q.use[trust] = usage{u.bytes + size, u.count + 1}
+			return false
+		}
+		return true
+	}
+	if !over() {
+		return nil
+	}
+	q.mu.Lock()
+	stale := b.now().Sub(q.at) > time.Second
+	q.mu.Unlock()
+	if stale {
+		if err := q.load(b); err != nil {
+			return err
+		}
+		if !over() {
+			return nil
+		}
+	}
+	b.log.Warn("peer is over its quota", "peer", peer.Name, "bytes", maxBytes, "count", maxCount)
+	return fmt.Errorf("%w: %s is over its quota here", transport.ErrRefused, peer.Name)
+}
+
+// localPart is what stands before the last @ outside quotes.
+func localPart(addr string) string {
+	local, _ := route.Split(addr)
+	return local
+}

@@ -1,0 +1,213 @@
+package bridge
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"mochila/bridge/bounce"
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// notices makes the DSNs that fresh outcomes of one of our own mails call for. grave lists the failed recipients of
+// which nobody can be told: their sender is null.
+func (b *Bridge) notices(item *spool.Item, fresh []int, dsnTaken map[int]bool) (adds []*addition, grave []int, err error) {
+	var tell []envelope.Outcome
+	for _, i := range fresh {
+		o := item.Outcomes[i]
+		if o.Action == envelope.ActionFailed && item.Env.Mail.Sender == "" {
+			grave = append(grave, i)
+			continue
+		}
+		if o.Action != envelope.ActionFailed && dsnTaken[i] {
+			continue // the next system took over the duty to tell (RFC 3461 section 5.2.2)
+		}
+		if bounce.Wanted(item.Env, i, o.Action) {
+			tell = append(tell, o)
+		}
+	}
+	if len(tell) == 0 {
+		return nil, grave, nil
+	}
+	a, err := b.notice(item, tell, time.Time{})
+	if err != nil {
+		return nil, nil, err
+	}
+	return []*addition{a}, grave, nil
+}
+
+// notice makes one DSN about some recipients of one of our own mails.
+func (b *Bridge) notice(item *spool.Item, tell []envelope.Outcome, until time.Time) (*addition, error) {
+	p := b.Policy()
+	now := b.now()
+	id := envelope.NewID(now)
+	// the outcomes are told in the words of the address the sender used
+	mail, content := bounce.Compose(bounce.Notice{
+		ID: id, MTA: p.Domain, Node: p.Name, From: "MAILER-DAEMON@" + p.Domain,
+		Original: item.Env, Outcomes: tell, Until: until, Now: now,
+		Content: func() (io.ReadCloser, error) { return b.spool.OpenBody(item.Env.ID) },
+		Explain: b.explain(item),
+	})
+	body := b.spool.NewBody()
+	if _, err := body.Write(content); err != nil {
+		body.Discard()
+		return nil, err
+	}
+	if err := body.Finish(); err != nil {
+		body.Discard()
+		return nil, err
+	}
+	env := &envelope.Envelope{ID: id, Origin: b.ID(), Kind: envelope.KindMail, Created: now, Mail: mail, Size: body.Size(), Sum: body.Sum(),
+		Expires: now.Add(p.Limits.Lifetime)}
+	mail.Client.Proto = "local"
+	next := &spool.Item{Env: env, Trust: "control", Entered: now, Parent: item.Env.ID, Outcomes: make([]envelope.Outcome, len(mail.Recipients))}
+	var all []int
+	for i := range mail.Recipients {
+		all = append(all, i)
+		next.Outcomes[i].Addr = mail.Recipients[i].Addr
+	}
+	next.Legs = []spool.Leg{{Dest: b.bounceDest(mail.Recipients[0].Addr, env.Size), Rcpts: all, State: spool.Due}}
+	if next.Legs[0].Dest == spool.DeadDest {
+		next.Legs[0].State = spool.Held
+		next.Legs[0].Last = envelope.Status{Code: 550, Enhanced: "5.1.2", Text: "no way back to the sender: no deliver or route rule takes it and [bounce] via is not set"}
+		next.AddLog(now, "dead letter", "no way back to the sender")
+		b.log.Warn(fmt.Sprintf("%s: to=<%s>, dead letter: no deliver or route rule takes the notification, and [bounce] via is not set", id, esc(mail.Recipients[0].Addr)))
+	}
+	return &addition{item: next, body: body}, nil
+}
+
+// bounceDest is where a DSN for addr leaves: a deliver rule, else a route, else [bounce] via, else the dead letters.
+func (b *Bridge) bounceDest(addr string, size int64) spool.Dest {
+	p := b.Policy()
+	d, err := p.Routes.Lookup("", addr, size)
+	switch {
+	case err == nil && d.Deliver:
+		return spool.ViaDest(d.Rule.Via)
+	case err == nil:
+		return spool.NodeDest(d.Rule.Node)
+	case p.BounceVia != "":
+		return spool.ViaDest(p.BounceVia)
+	}
+	return spool.DeadDest
+}
+
+// explain says in plain lines where a mail was last seen.
+func (b *Bridge) explain(item *spool.Item) []string {
+	var out []string
+	p := b.Policy()
+	for i := range item.Legs {
+		n, ok := item.Legs[i].Dest.Node()
+		if !ok {
+			continue
+		}
+		line := "The way: node " + p.nodeName(n)
+		if item.Legs[i].Carrier != "" {
+			line += ", last handed to " + item.Legs[i].Carrier
+		}
+		b.mu.Lock()
+		heard := b.heard[n]
+		b.mu.Unlock()
+		if heard.IsZero() {
+			line += "; nothing was heard of it since this node started."
+		} else {
+			line += "; last heard of " + heard.UTC().Format("2006-01-02 15:04 UTC") + "."
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+// delayNotices tells senders, once a mail, that it waits longer than its contact usually takes.
+func (b *Bridge) delayNotices(now time.Time) {
+	if b.clock.suspect() {
+		return
+	}
+	var after envelope.ID
+	for {
+		items, more, err := b.spool.List(spool.Query{After: after, Limit: 500, Match: func(it *spool.Item) bool {
+			return it.Env.Kind == envelope.KindMail && !it.Delayed && b.own(it.Env) && it.Env.Mail.Sender != ""
+		}})
+		if err != nil {
+			b.log.Error("look for delayed mail", "err", err)
+			return
+		}
+		for _, it := range items {
+			after = it.Env.ID
+			if err := b.delayed(it, now); err != nil {
+				b.log.Error("delay notice", "id", after.String(), "err", err)
+			}
+		}
+		if !more || len(items) == 0 {
+			return
+		}
+	}
+}
+
+// delayed sends the delay notice of one mail if its time has come.
+func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
+	var tell []envelope.Outcome
+	for k := range it.Legs {
+		leg := &it.Legs[k]
+		switch leg.State {
+		case spool.Due, spool.Deferred, spool.Sealed, spool.Travelling:
+		default:
+			continue
+		}
+		if leg.Dest == spool.DeadDest || now.Sub(it.Entered) < b.patience(leg.Dest) {
+			continue
+		}
+		s := leg.Last
+		if s.Code/100 != 4 {
+			s = envelope.Status{Code: 451, Enhanced: "4.4.1", Text: "waiting for the next contact"}
+		}
+		for _, i := range leg.Rcpts {
+			if !it.Outcomes[i].Action.Final() && bounce.Wanted(it.Env, i, envelope.ActionDelayed) {
+				tell = append(tell, envelope.Outcome{Addr: it.Outcomes[i].Addr, Action: envelope.ActionDelayed, Status: s, At: now})
+			}
+		}
+	}
+	if len(tell) == 0 {
+		return nil
+	}
+	a, err := b.notice(it, tell, it.Env.Expires)
+	if err != nil {
+		return err
+	}
+	err = b.spool.Apply(func(tx *spool.Tx) error {
+		item, err := tx.Item(it.Env.ID)
+		if err != nil || item.Delayed {
+			return err
+		}
+		item.Delayed = true
+		item.AddLog(now, "delayed", "the sender was told")
+		if err := tx.Add(a.item, a.body); err != nil {
+			return err
+		}
+		return tx.Save(item)
+	})
+	if err != nil {
+		a.discard()
+	}
+	return err
+}
+
+// patience is how long mail for a place may wait before its sender is told: twice the cadence of its contact.
+func (b *Bridge) patience(d spool.Dest) time.Duration {
+	p := b.Policy()
+	wait := p.Limits.DelayNotice
+	node, ok := d.Node()
+	if !ok {
+		return wait
+	}
+	for _, c := range p.Contacts {
+		if c.Node != node {
+			continue
+		}
+		wait = max(wait, 2*c.When.Every)
+		if !isLive(c.URL) && c.When.Every == 0 {
+			wait = max(wait, 2*c.Overdue, 2*24*time.Hour)
+		}
+	}
+	return wait
+}

@@ -1,0 +1,211 @@
+package bridge
+
+import (
+	"strings"
+	"time"
+
+	"mochila/bridge/route"
+	"mochila/internal/envelope"
+	"mochila/internal/seal"
+)
+
+// Policy is the configuration as the engine needs it: an immutable value that a reload replaces whole.
+type Policy struct {
+	Name       string // this node's name
+	Domain     string // appended to unqualified addresses, named in trace headers and DSNs
+	Routes     route.Table
+	Peers      []*Peer
+	Contacts   []*Contact
+	Limits     Limits
+	BounceVia  string // where DSNs go that no deliver or route rule takes; "" = dead letters
+	Postmaster string // address behind <postmaster>; "" = postmaster@Domain
+}
+
+// Peer is a node whose card we hold, with what it may do here.
+type Peer struct {
+	Name     string
+	ID       envelope.NodeID
+	Card     *seal.Card
+	SendAs   []route.Pattern  // sender patterns it may use; empty = any
+	SendTo   []route.Pattern  // recipients it may reach beyond the domains delivered here; empty = none
+	RelayTo  []envelope.Label // destinations it may relay to through this node
+	RelayAny bool
+	MaxBytes int64 // queued here on its behalf
+	MaxCount int
+}
+
+// MayRelay reports whether the peer may hand us packets for dest.
+func (p *Peer) MayRelay(dest envelope.Label) bool {
+	if p.RelayAny {
+		return true
+	}
+	for _, l := range p.RelayTo {
+		if l == dest {
+			return true
+		}
+	}
+	return false
+}
+
+// Contact says how and when one neighbour is reached.
+type Contact struct {
+	Node      envelope.NodeID
+	NodeName  string
+	URL       string
+	When      When
+	Linger    time.Duration
+	Overdue   time.Duration     // after this without a receipt a packet is sent again; 0 = by the kind of carrier
+	MaxPacket int64             // packets above are not sent over it; 0 = any size
+	MaxBytes  int64             // per contact; 0 = no limit
+	Via       []envelope.NodeID // further nodes reached through this neighbour by default
+	Paused    bool
+}
+
+// When is the timetable of a contact.
+type When struct {
+	Always  bool          // at once when something is due
+	Every   time.Duration // and besides, or only, at this interval
+	OnCall  bool          // they call us
+	Manual  bool          // only when a person says so
+	Windows []Window      // Always, but only inside these
+}
+
+// Window is a stretch of the week in local time, minutes from Monday 00:00; From > To wraps around.
+type Window struct{ From, To int }
+
+// Open reports whether t lies inside one of the windows; no windows means always.
+func (w When) Open(t time.Time) bool {
+	if len(w.Windows) == 0 {
+		return true
+	}
+	m := (int(t.Weekday())+6)%7*1440 + t.Hour()*60 + t.Minute()
+	for _, x := range w.Windows {
+		if x.From <= x.To && m >= x.From && m < x.To || x.From > x.To && (m >= x.From || m < x.To) {
+			return true
+		}
+	}
+	return false
+}
+
+// Limits are the numbers of docs/config.md; zero fields take the defaults.
+type Limits struct {
+	MessageSize int64         // bytes of content, 50 MiB
+	Recipients  int           // per mail, 1000
+	Lifetime    time.Duration // 60 days
+	DelayNotice time.Duration // at least this long before a delay DSN, 4 h
+	RetryMin    time.Duration // 1 min
+	RetryMax    time.Duration // 4 h
+	Hops        int           // nodes an envelope may pass, 20
+	Deliveries  int           // concurrent deliveries to one place, 20
+	BundleBytes int64         // small mail gathered into one bundle, 1 MiB
+	ReturnGrace time.Duration // after expiry, how long a receipt may still come before the failure DSN: 14 days, 1 day for live carriers
+}
+
+// withDefaults fills the zero fields.
+func (l Limits) withDefaults() Limits {
+	set := func(p *time.Duration, d time.Duration) {
+		if *p == 0 {
+			*p = d
+		}
+	}
+	if l.MessageSize == 0 {
+		l.MessageSize = 50 << 20
+	}
+	if l.Recipients == 0 {
+		l.Recipients = 1000
+	}
+	if l.Hops == 0 {
+		l.Hops = 20
+	}
+	if l.Deliveries == 0 {
+		l.Deliveries = 20
+	}
+	if l.BundleBytes == 0 {
+		l.BundleBytes = 1 << 20
+	}
+	set(&l.Lifetime, 60*24*time.Hour)
+	set(&l.DelayNotice, 4*time.Hour)
+	set(&l.RetryMin, time.Minute)
+	set(&l.RetryMax, 4*time.Hour)
+	set(&l.ReturnGrace, 14*24*time.Hour)
+	return l
+}
+
+// peer returns the peer with that id, nil when there is none.
+func (p *Policy) peer(id envelope.NodeID) *Peer {
+	for _, x := range p.Peers {
+		if x.ID == id {
+			return x
+		}
+	}
+	return nil
+}
+
+// label returns the peer with that label, nil when there is none.
+func (p *Policy) label(l envelope.Label) *Peer {
+	for _, x := range p.Peers {
+		if x.ID.Label() == l {
+			return x
+		}
+	}
+	return nil
+}
+
+// nodeName is what people call a node: its local name, else its fingerprint.
+func (p *Policy) nodeName(id envelope.NodeID) string {
+	if x := p.peer(id); x != nil {
+		return x.Name
+	}
+	return id.String()
+}
+
+// neighbour reports whether there is any contact with the node.
+func (p *Policy) neighbour(id envelope.NodeID) bool {
+	for _, c := range p.Contacts {
+		if c.Node == id {
+			return true
+		}
+	}
+	return false
+}
+
+// paths returns the neighbours through which dest is reached, best first: itself when it is a neighbour, then the
+// first hop of each route rule's path to it.
+func (p *Policy) paths(dest envelope.NodeID) []envelope.NodeID {
+	var out []envelope.NodeID
+	add := func(n envelope.NodeID) {
+		for _, x := range out {
+			if x == n {
+				return
+			}
+		}
+		out = append(out, n)
+	}
+	for _, r := range p.Routes.Route {
+		if r.Node == dest && len(r.Path) > 0 {
+			add(r.Path[0])
+		}
+	}
+	if p.neighbour(dest) {
+		add(dest)
+	}
+	for _, c := range p.Contacts {
+		for _, v := range c.Via {
+			if v == dest {
+				add(c.Node)
+			}
+		}
+	}
+	return out
+}
+
+// qualify completes an address without a domain.
+func (p *Policy) qualify(addr string) string {
+	if strings.EqualFold(addr, "postmaster") && p.Postmaster != "" {
+		return p.Postmaster
+	}
+	if addr != "" && route.Domain(addr) == "" {
+		return addr + "@" + p.Domain
+	}
+	return addr
+}

@@ -1,0 +1,631 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/internal/envelope/bundle"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+func readPacket(p *transport.Packet) ([]byte, error) {
+	r, err := p.Open(0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// mark is one item that a packet consisted of: its number enters the replay set in the commit that takes the packet.
+type mark struct {
+	ses  *session
+	seq  uint64
+	salt [16]byte
+	owe  bool // the peer waits for a receipt
+}
+
+// incoming takes in one packet: verify all of it, then enter what it holds in one transaction, and nothing before.
+type incoming struct {
+	b        *Bridge
+	desk     *desk           // nil when the neighbour is not known yet
+	prev     envelope.NodeID // neighbour it came from, zero if unknown
+	size     int64
+	greeting bool
+
+	peer  envelope.NodeID // origin of the bundle
+	marks []mark
+	raw   hash.Hash // of everything read
+	read  int64
+	head  []byte
+
+	adds     []*addition
+	reports  []*envelope.Envelope
+	helds    []*envelope.Held
+	refs     []*envelope.Refused
+	cards    [][]byte
+	remember []*envelope.Envelope
+	count    int
+	reset    bool
+	guest    *session // the sender is not a peer: only an invitation lets it in
+	proof    []byte
+}
+
+// Read hashes what is read, so that a refusal can name the packet.
+type hashing struct {
+	r io.Reader
+	h hash.Hash
+	n int64
+}
+
+func (h *hashing) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	h.h.Write(p[:n])
+	h.n += int64(n)
+	return n, err
+}
+
+// take reads one packet of the carrier.
+func (in *incoming) take(ctx context.Context, src io.Reader) error {
+	b := in.b
+	if in.desk != nil && !in.greeting {
+		if err := b.quota.admit(b, in.prev, in.size); err != nil {
+			return err
+		}
+	}
+	r := &hashing{r: src, h: sha256.New()}
+	err := in.item(ctx, r, false)
+	if err == nil {
+		return nil
+	}
+	defer in.discard()
+	var bad *badPacket
+	if !errors.As(err, &bad) {
+		return err
+	}
+	in.discard()
+	if errors.Is(err, transport.ErrIncomplete) {
+		return err
+	}
+	return in.refuse(r, bad)
+}
+
+// badPacket is a packet that will never be taken as it is.
+type badPacket struct {
+	reason envelope.Reason
+	serial uint64
+	err    error
+	keep   bool // worth quarantining
+}
+
+func (e *badPacket) Error() string { return e.reason.String() + ": " + e.err.Error() }
+func (e *badPacket) Unwrap() error { return e.err }
+
+func bad(reason envelope.Reason, err error) error { return &badPacket{reason: reason, err: err} }
+
+// classify tells broken bytes from trouble of this node's own.
+func classify(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, transport.ErrIncomplete):
+		return err
+	case errors.Is(err, seal.ErrTruncated) || errors.Is(err, io.ErrUnexpectedEOF) || err == io.EOF:
+		return bad(envelope.ReasonCorrupt, fmt.Errorf("truncated: %w", err))
+	case errors.Is(err, seal.ErrCorrupt) || errors.Is(err, seal.ErrTrailing) || errors.Is(err, seal.ErrPayload) ||
+		errors.Is(err, envelope.ErrFormat) || errors.Is(err, bundle.ErrSum):
+		return bad(envelope.ReasonCorrupt, err)
+	case errors.Is(err, bundle.ErrLimit):
+		return bad(envelope.ReasonTooLarge, err)
+	}
+	return err
+}
+
+// item reads one item: a bundle, or at the outside a hop box with a bundle behind it.
+func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
+	b := in.b
+	var raw [seal.HeaderSize]byte
+	if n, err := io.ReadFull(r, raw[:]); err != nil {
+		if n == 0 && errors.Is(err, transport.ErrIncomplete) {
+			return err
+		}
+		return classify(err)
+	}
+	if !inner {
+		in.head = raw[:]
+	}
+	h, err := seal.ParseHeader(raw[:])
+	if err != nil {
+		return bad(envelope.ReasonUnopenable, err)
+	}
+	var offer []byte
+	if h.Offer() {
+		offer = make([]byte, seal.OfferSize)
+		if _, err := io.ReadFull(r, offer); err != nil {
+			return classify(err)
+		}
+	}
+	ses, seq, ok := b.ses.match(h)
+	if ok && offer != nil && !ses.keys.SameOffer(offer) {
+		return bad(envelope.ReasonCorrupt, errors.New("the item carries another session's offer"))
+	}
+	if !ok && offer != nil {
+		ses, err = b.ses.accept(b, offer)
+		if errors.Is(err, seal.ErrUnknownPeer) && ses != nil && !inner && b.opt.Joined != nil {
+			in.guest, err = ses, nil
+		}
+		if err != nil {
+			return in.offerFault(err)
+		}
+		if seq, ok = ses.keys.Match(h); !ok {
+			return bad(envelope.ReasonCorrupt, errors.New("the offer does not fit the item"))
+		}
+	}
+	if !ok {
+		return bad(envelope.ReasonUnopenable, errors.New("no session of ours fits and it carries no offer: lost or erased state, or a stranger"))
+	}
+	dup, err := b.duplicate(ses, seq, h.Salt)
+	if err != nil {
+		return err
+	}
+	if dup {
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return err
+		}
+		if in.peer.IsZero() {
+			in.peer = ses.peer
+		}
+		if in.greeting {
+			return bad(envelope.ReasonUnopenable, errors.New("this greeting was used before"))
+		}
+		if in.desk != nil {
+			in.desk.repeat(ses)
+		} else {
+			b.owe(ses)
+		}
+		return in.enterMarks(ctx)
+	}
+	m := mark{ses: ses, seq: seq, salt: h.Salt}
+	if h.Payload() {
+		if inner {
+			return bad(envelope.ReasonCorrupt, errors.New("hop box inside a hop box"))
+		}
+		return in.hop(ctx, r, h, m)
+	}
+	in.peer = ses.peer
+	return in.bundle(ctx, r, h, m)
+}
+
+// offerFault turns the refusal of an offer into the answer the sender gets.
+func (in *incoming) offerFault(err error) error {
+	var erased *seal.ErasedError
+	switch {
+	case errors.As(err, &erased):
+		return &badPacket{reason: envelope.ReasonKeyErased, serial: in.b.keys.Card().Serial, err: err}
+	case errors.Is(err, seal.ErrUnknownPeer), errors.Is(err, seal.ErrRevoked):
+		return bad(envelope.ReasonUnknown, err)
+	case errors.Is(err, errTombstone):
+		return &badPacket{reason: envelope.ReasonKeyErased, serial: in.b.keys.Card().Serial, err: err}
+	case errors.Is(err, errTooMany):
+		return bad(envelope.ReasonQuota, err)
+	case errors.Is(err, seal.ErrUnopenable):
+		return bad(envelope.ReasonUnopenable, err)
+	case errors.Is(err, envelope.ErrFormat), errors.Is(err, seal.ErrCorrupt), errors.Is(err, seal.ErrSignature):
+		return bad(envelope.ReasonCorrupt, err)
+	}
+	return err
+}
+
+// hop opens a hop box and takes its payload: as a bundle when it is for this node, else into the queue of the next.
+func (in *incoming) hop(ctx context.Context, r io.Reader, h seal.Header, m mark) error {
+	b := in.b
+	box := make([]byte, seal.HopSize-seal.HeaderSize)
+	if _, err := io.ReadFull(r, box); err != nil {
+		return classify(err)
+	}
+	hop, err := m.ses.keys.OpenHop(h, m.seq, box)
+	if err != nil {
+		return classify(err)
+	}
+	m.owe = true
+	in.prev = m.ses.peer
+	in.marks = append(in.marks, m)
+	pr := &payload{r: io.LimitReader(r, hop.Length), rest: r, left: hop.Length, want: hop.PayloadHash, h: sha256.New()}
+	if hop.Dest == b.ID().Label() {
+		return in.item(ctx, pr, true)
+	}
+	return in.transit(ctx, pr, hop)
+}
+
+// payload reads what a hop box speaks of. It ends with io.EOF only when length and hash are right and nothing follows.
+type payload struct {
+	r    io.Reader
+	rest io.Reader
+	left int64
+	want [16]byte
+	h    hash.Hash
+}
+
+func (p *payload) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.h.Write(b[:n])
+	p.left -= int64(n)
+	if err != io.EOF {
+		return n, err
+	}
+	if p.left > 0 {
+		return n, seal.ErrTruncated
+	}
+	if [16]byte(p.h.Sum(nil)) != p.want {
+		return n, seal.ErrPayload
+	}
+	var one [1]byte
+	if k, err := io.ReadFull(p.rest, one[:]); k > 0 {
+		return n, seal.ErrTrailing
+	} else if err != io.EOF && err != io.ErrUnexpectedEOF {
+		return n, err
+	}
+	return n, io.EOF
+}
+
+// transit stores a bundle that this node only relays.
+func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) error {
+	b := in.b
+	p := b.Policy()
+	from := p.peer(in.prev)
+	next := p.label(hop.Dest)
+	now := b.now()
+	switch {
+	case from == nil || !from.MayRelay(hop.Dest):
+		return bad(envelope.ReasonPolicy, fmt.Errorf("%s may not relay to %s through this node", p.nodeName(in.prev), hop.Dest))
+	case next == nil || len(p.paths(next.ID)) == 0:
+		return bad(envelope.ReasonUnknown, fmt.Errorf("no path to the node with label %s", hop.Dest))
+	case hop.HopLimit <= 1:
+		return bad(envelope.ReasonPolicy, errors.New("the packet has passed too many nodes"))
+	case !b.clock.suspect() && now.After(hop.Expiry):
+		return bad(envelope.ReasonExpired, errors.New("expired on the way"))
+	case b.spool.Full():
+		return spool.ErrFull
+	}
+	body := b.spool.NewBody()
+	if _, err := io.Copy(body, r); err != nil {
+		body.Discard()
+		return classify(err)
+	}
+	if err := body.Finish(); err != nil {
+		body.Discard()
+		return err
+	}
+	env := &envelope.Envelope{ID: envelope.NewID(now), Origin: b.ID(), Kind: envelope.KindTransit, Created: now,
+		Expires: hop.Expiry.Add(14 * 24 * time.Hour), Size: body.Size(), Sum: body.Sum(), Priority: 9 - int(min(hop.Class, 18))}
+	item := &spool.Item{Env: env, Trust: "peer:" + in.prev.Label().String(), Entered: now,
+		Legs:    []spool.Leg{{Dest: spool.NodeDest(next.ID), State: spool.Due}},
+		Transit: &spool.Transit{Dest: hop.Dest, Class: hop.Class, HopsLeft: hop.HopLimit - 1, From: in.prev}}
+	in.adds = append(in.adds, &addition{item: item, body: body})
+	return in.enter(ctx)
+}
+
+// bundle opens a bundle for this node.
+func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m mark) error {
+	b := in.b
+	limit := b.Policy().Limits.MessageSize
+	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit), MaxRecords: 100000})
+	for n := 0; ; n++ {
+		rec, err := rd.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return classify(err)
+		}
+		if in.guest != nil && n == 0 && rec.Type != envelope.RecordInviteProof {
+			return in.offerFault(seal.ErrUnknownPeer)
+		}
+		if err := in.record(rec); err != nil {
+			return classify(err)
+		}
+		if ctx.Err() != nil {
+			return errShutdown
+		}
+	}
+	m.owe = in.count > 0
+	in.marks = append(in.marks, m)
+	return in.enter(ctx)
+}
+
+// record stages one record; nothing of it has any effect before the bundle has been read to its authenticated end.
+func (in *incoming) record(rec *bundle.Record) error {
+	if rec.Err != nil {
+		in.b.log.Warn("a record of a bundle cannot be used", "peer", in.b.Policy().nodeName(in.peer), "type", rec.Type.String(), "err", rec.Err)
+		return nil
+	}
+	var err error
+	switch rec.Type {
+	case envelope.RecordEnvelope:
+		in.count++
+		return in.envelope(rec)
+	case envelope.RecordHeld:
+		var h *envelope.Held
+		if h, err = envelope.ParseHeld(rec.Body); err == nil {
+			in.helds = append(in.helds, h)
+		}
+	case envelope.RecordRefused:
+		var f *envelope.Refused
+		if f, err = envelope.ParseRefused(rec.Body); err == nil {
+			in.refs = append(in.refs, f)
+		}
+	case envelope.RecordCard:
+		in.cards = append(in.cards, bytes.Clone(rec.Body))
+	case envelope.RecordReset, envelope.RecordFork:
+		in.reset = true
+	case envelope.RecordInviteProof:
+		in.proof = bytes.Clone(rec.Body)
+	case envelope.RecordGreeting:
+		_, err = envelope.ParseGreeting(rec.Body)
+	}
+	return err
+}
+
+// envelope stages one envelope of a bundle.
+func (in *incoming) envelope(rec *bundle.Record) error {
+	b := in.b
+	e := rec.Envelope
+	e.Origin = in.peer
+	switch e.Kind {
+	case envelope.KindReport:
+		if _, err := io.Copy(io.Discard, rec.Content); err != nil {
+			return err
+		}
+		in.reports = append(in.reports, e)
+		in.remember = append(in.remember, e)
+		return nil
+	case envelope.KindMail:
+	default:
+		b.log.Warn("an envelope of a kind this version does not know", "id", e.ID.String(), "kind", int(e.Kind))
+		return nil
+	}
+	var seen bool
+	if err := b.spool.View(func(tx *spool.Tx) error { seen = tx.Seen(e.Origin, e.ID); return nil }); err != nil {
+		return err
+	}
+	if seen {
+		_, err := io.Copy(io.Discard, rec.Content)
+		return err
+	}
+	if s, refused := b.refuseMail(e); refused && in.guest == nil {
+		if _, err := io.Copy(io.Discard, rec.Content); err != nil {
+			return err
+		}
+		all := &spool.Item{Env: e, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
+		fresh := make([]int, len(e.Mail.Recipients))
+		for i := range fresh {
+			fresh[i] = i
+			all.Outcomes[i] = envelope.Outcome{Addr: e.Mail.Recipients[i].Addr, Action: envelope.ActionFailed, Status: s, At: b.now()}
+		}
+		a, err := b.report(all, fresh, nil)
+		if err != nil {
+			return err
+		}
+		in.adds = append(in.adds, a)
+		in.remember = append(in.remember, e)
+		return nil
+	}
+	if b.spool.Full() {
+		return spool.ErrFull
+	}
+	body := b.spool.NewBody()
+	_, err := io.Copy(body, rec.Content)
+	if err == nil {
+		err = body.Finish()
+	}
+	if err != nil {
+		body.Discard()
+		return err
+	}
+	var item *spool.Item
+	if in.guest != nil {
+		item = &spool.Item{Env: e} // restage completes it
+	} else {
+		item = b.arrive(e)
+	}
+	in.adds = append(in.adds, &addition{item: item, body: body})
+	in.remember = append(in.remember, e)
+	return nil
+}
+
+// enter commits everything that a verified packet holds.
+func (in *incoming) enter(ctx context.Context) error {
+	b := in.b
+	if in.guest != nil {
+		if len(in.cards) == 0 {
+			return in.offerFault(seal.ErrUnknownPeer)
+		}
+		if err := b.honour(in.guest, in.proof, in.cards[0]); err != nil {
+			return bad(envelope.ReasonUnknown, err)
+		}
+		b.ses.adopt(in.guest)
+		in.restage()
+	}
+	for _, e := range in.reports {
+		if err := b.reported(e); err != nil {
+			return fmt.Errorf("take the report on %s: %w", e.Report.Ref, err)
+		}
+	}
+	for _, c := range in.cards {
+		if err := b.newCard(in.peer, c); err != nil {
+			b.log.Warn("card not taken", "peer", b.Policy().nodeName(in.peer), "err", err)
+		}
+	}
+	if in.reset {
+		if err := b.renewed(in.peer, nil); err != nil {
+			return err
+		}
+	}
+	return in.enterMarks(ctx)
+}
+
+// enterMarks is the transaction: replay sets, envelopes, duplicate memory, receipts.
+func (in *incoming) enterMarks(context.Context) error {
+	b := in.b
+	now := b.now()
+	var logs []arrival
+	var entered []*spool.Item
+	var rolled bool
+	apply := b.spool.Apply
+	if len(in.adds) == 0 {
+		apply = b.spool.ApplyUrgent
+	}
+	err := apply(func(tx *spool.Tx) error {
+		logs, entered, rolled = logs[:0], entered[:0], false
+		for _, m := range in.marks {
+			if err := b.enterMark(tx, m, now); err != nil {
+				return err
+			}
+		}
+		for _, a := range in.adds {
+			if a.item.Env.Kind == envelope.KindMail && tx.Seen(a.item.Env.Origin, a.item.Env.ID) {
+				continue
+			}
+			if err := tx.Add(a.item, a.body); err != nil {
+				return err
+			}
+			entered = append(entered, a.item)
+		}
+		for _, e := range in.remember {
+			if err := tx.Remember(e.Origin, e.ID, e.Expires.Add(14*24*time.Hour)); err != nil {
+				return err
+			}
+		}
+		for _, h := range in.helds {
+			ok, l, err := b.held(tx, in.peer, h, now)
+			if err != nil {
+				return err
+			}
+			rolled = rolled || !ok
+			logs = append(logs, l...)
+		}
+		for _, f := range in.refs {
+			if err := b.refused(tx, in.peer, f, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	in.after(entered, logs, now)
+	if rolled {
+		b.log.Error("a receipt speaks of packets this spool never sent: it was restored from an older copy, or copied", "peer", b.Policy().nodeName(in.peer))
+		return b.Restored("a peer's receipt")
+	}
+	return nil
+}
+
+// after does what follows a commit: memory, log lines, dead ends.
+func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) {
+	b := in.b
+	kept := map[*spool.Item]bool{}
+	for _, it := range entered {
+		kept[it] = true
+		if it.Env.Kind == envelope.KindMail {
+			b.log.Info(fmt.Sprintf("%s: client=%s[%s]", it.Env.ID, b.Policy().nodeName(it.Env.Origin), it.Env.Origin), "service", "mochila")
+			b.logActive(it)
+			if hasDead(it) {
+				b.bury(it.Env.ID)
+			}
+		}
+	}
+	for _, a := range in.adds {
+		if !kept[a.item] {
+			a.discard()
+		}
+	}
+	in.adds = nil
+	for _, l := range logs {
+		leg := &l.item.Legs[l.leg]
+		if l.item.Env.Kind != envelope.KindMail {
+			continue
+		}
+		for _, i := range leg.Rcpts {
+			b.logDelivery(l.item, i, "sent", b.Policy().nodeName(in.peer), envelope.Status{Code: 250, Enhanced: "2.0.0", Text: l.word}, now)
+		}
+	}
+	for _, m := range in.marks {
+		b.ses.confirm(m.ses, now)
+		if m.owe {
+			b.ses.owe(m.ses)
+		}
+	}
+	b.kickContacts()
+}
+
+// restage judges the mails of a guest again, now that it is a peer.
+func (in *incoming) restage() {
+	for _, a := range in.adds {
+		if a.item.Env.Kind == envelope.KindMail {
+			a.item = in.b.arrive(a.item.Env)
+		}
+	}
+}
+
+func (in *incoming) discard() {
+	for _, a := range in.adds {
+		a.discard()
+	}
+	in.adds = nil
+}
+
+// enterMark puts one number into its session's replay set.
+func (b *Bridge) enterMark(tx *spool.Tx, m mark, now time.Time) error {
+	rec, err := b.record(tx, m.ses)
+	if err != nil {
+		return err
+	}
+	if old, known := tx.Salt(rec.ID, m.seq); rec.Recv.Contains(m.seq) && known && old == m.salt {
+		return nil // the same packet, by another way at the same moment
+	}
+	if !rec.Recv.Contains(m.seq) && !rec.Recv.Add(m.seq, seal.ItemCheck(m.seq, m.salt)) {
+		return bad(envelope.ReasonWindow, fmt.Errorf("more than %d gaps in the numbers of the session", envelope.MaxRanges))
+	}
+	rec.OweHeld = rec.OweHeld || m.owe
+	rec.Heard = now
+	if rec.State == sesOffered {
+		rec.State = sesLive
+	}
+	if err := tx.PutSalt(rec.ID, m.seq, m.salt); err != nil {
+		return err
+	}
+	return tx.PutSession(rec)
+}
+
+// duplicate reports whether an item was taken before. A known number with another salt is not a replay but a sender
+// that was rolled back or cloned: its content decides.
+func (b *Bridge) duplicate(ses *session, seq uint64, salt [16]byte) (bool, error) {
+	var dup bool
+	err := b.spool.View(func(tx *spool.Tx) error {
+		rec, err := tx.Session(ses.keys.ID)
+		if errors.Is(err, spool.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !rec.Recv.Contains(seq) {
+			return nil
+		}
+		old, known := tx.Salt(rec.ID, seq)
+		dup = known && old == salt
+		return nil
+	})
+	return dup, err
+}

@@ -1,0 +1,192 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// runTimers is the one place where time passes: legs whose hour has come, expiry, the clock, erasure.
+func (b *Bridge) runTimers(ctx context.Context) {
+	b.startUp()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	defer b.background.Wait()
+	var minute, hour time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			b.mu.Lock()
+			for _, s := range b.contacts {
+				if s.unwatch != nil {
+					s.unwatch()
+				}
+			}
+			b.mu.Unlock()
+			return
+		case <-timer.C:
+		}
+		now := b.now()
+		if now.Sub(minute) >= time.Minute || now.Before(minute) {
+			minute = now
+			b.clock.look(now)
+			if err := b.clock.store(b, now); err != nil {
+				b.log.Error("store the time", "err", err)
+			}
+			if err := b.quota.load(b); err != nil {
+				b.log.Error("count quotas", "err", err)
+			}
+		}
+		if now.Sub(hour) >= time.Hour || now.Before(hour) {
+			hour = now
+			b.hourly(now)
+		}
+		b.Tick(now)
+		wait := 10 * time.Second
+		if next := b.spool.NextWake(); !next.IsZero() {
+			wait = min(wait, max(next.Sub(b.now()), 10*time.Millisecond))
+		}
+		timer.Reset(wait)
+	}
+}
+
+// startUp finishes what a crash may have left half said: recipients that lead nowhere have their DSN made again.
+func (b *Bridge) startUp() {
+	var after envelope.ID
+	for {
+		items, more, err := b.spool.List(spool.Query{Dest: spool.DeadDest, State: spool.Due, After: after, Limit: 200})
+		if err != nil {
+			b.log.Error("look for unfinished ends", "err", err)
+			return
+		}
+		for _, it := range items {
+			after = it.Env.ID
+			b.bury(after)
+		}
+		if !more || len(items) == 0 {
+			return
+		}
+	}
+}
+
+// Tick handles every leg and item whose time has come. Tests with a virtual clock call it directly.
+func (b *Bridge) Tick(now time.Time) {
+	for {
+		refs, err := b.spool.Wake(now, 500)
+		if err != nil {
+			b.log.Error("look for what is due", "err", err)
+			return
+		}
+		progress := false
+		for _, ref := range refs {
+			if b.wakeRef(ref, now) {
+				progress = true
+			}
+		}
+		if len(refs) < 500 || !progress {
+			return
+		}
+	}
+}
+
+// wakeRef handles one due time; it reports whether anything changed.
+func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
+	if ref.Leg < 0 {
+		if b.clock.suspect() {
+			return false
+		}
+		b.expire(ref.ID)
+		err := b.spool.Apply(func(tx *spool.Tx) error {
+			item, err := tx.Item(ref.ID)
+			if err != nil {
+				return err
+			}
+			item.ExpirySeen = true
+			return tx.Save(item)
+		})
+		return err == nil || errors.Is(err, spool.ErrNotFound)
+	}
+	var item *spool.Item
+	if err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(ref.ID); return err }); err != nil {
+		return false
+	}
+	leg := &item.Legs[ref.Leg]
+	if leg.At.After(now) {
+		return false
+	}
+	switch leg.State {
+	case spool.Deferred:
+		return b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
+			if leg.State == spool.Deferred {
+				leg.State, leg.At = spool.Due, time.Time{}
+			}
+		}) == nil
+	case spool.Sealed, spool.Travelling:
+		if _, expired := b.expiredNow(item); expired {
+			b.expire(ref.ID)
+			return true
+		}
+		return b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
+			if next, ok := spool.Next(leg.State, spool.Overdue); ok && !leg.At.After(now) {
+				item.AddLog(now, "overdue", "no receipt, sending again")
+				leg.State, leg.At = next, time.Time{}
+				leg.Attempts++
+			}
+		}) == nil
+	case spool.Arrived:
+		if b.clock.suspect() {
+			return false
+		}
+		b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "it arrived, but no word of its delivery came back in time"})
+		return true
+	}
+	return false
+}
+
+// hourly does the chores: duplicate memory, sessions, keys, delay notices, small tables.
+func (b *Bridge) hourly(now time.Time) {
+	if !b.clock.suspect() {
+		if err := b.spool.Forget(now); err != nil {
+			b.log.Error("forget old duplicates", "err", err)
+		}
+		b.prune(finishedPackets, now.Add(-90*24*time.Hour))
+		b.prune(refusedHeads, now.Add(-90*24*time.Hour))
+		b.prune("refusals", now.Add(-24*time.Hour))
+		b.prune(tombstones, now)
+		b.keyChores(now)
+	}
+	if err := b.ses.erase(b, now); err != nil {
+		b.log.Error("erase old sessions", "err", err)
+	}
+	b.delayNotices(now)
+}
+
+// prune removes entries whose first eight bytes are a time before limit.
+func (b *Bridge) prune(table string, limit time.Time) {
+	err := b.spool.Apply(func(tx *spool.Tx) error {
+		kv := tx.KV(table)
+		var old [][]byte
+		err := kv.Each(nil, func(k, v []byte) error {
+			if len(v) >= 8 && time.UnixMilli(int64(binary.BigEndian.Uint64(v))).Before(limit) {
+				old = append(old, append([]byte{}, k...))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, k := range old {
+			if err := kv.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.log.Error("prune", "table", table, "err", err)
+	}
+}
