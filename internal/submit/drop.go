@@ -1,0 +1,93 @@
+package submit
+
+import "syscall"
+
+// TempPrefix begins the names of files in the maildrop that are still being written.
+const TempPrefix = ".tmp-"
+
+// dropFile is a frame on its way into the maildrop. Its order of writing is the promise of exit status 0:
+// create, write, fsync the file, rename, sync the file system (an ordinary user cannot open the folder, hence not
+// fsync it, but any descriptor on its file system will do).
+type dropFile struct {
+	fd        int
+	tmp, name string
+	size      int64
+}
+
+func (n *Node) createDrop() (*dropFile, error) {
+	var r [16]byte
+	if err := random(r[:]); err != nil {
+		return nil, err
+	}
+	name := base32(r[:])
+	f := &dropFile{tmp: n.Maildrop + "/" + TempPrefix + name, name: n.Maildrop + "/" + name}
+	fd, err := openFD(f.tmp, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL|syscall.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return nil, dropFault("writing into the maildrop "+n.Maildrop, err)
+	}
+	f.fd = fd
+	// The daemon is another user: a strict umask must not keep it from reading.
+	if err := syscall.Fchmod(fd, 0o644); err != nil {
+		f.remove()
+		return nil, dropFault("writing into the maildrop "+n.Maildrop, err)
+	}
+	return f, nil
+}
+
+// dropFault tells a full disk from a folder that is not there.
+func dropFault(doing string, err error) *Fault {
+	f := fault(ExCantCreat, doing+": "+err.Error())
+	switch err {
+	case syscall.ENOENT, syscall.EACCES, syscall.EPERM, syscall.ENOTDIR:
+		f.Code = ExUnavailable
+		f.Text = "no daemon answers, and " + doing + " failed: " + err.Error()
+		f.Hint = "mochila serve"
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EFBIG:
+		f.Code = ExIOErr
+	}
+	return f
+}
+
+func (f *dropFile) write(b []byte) error {
+	if err := writeFD(f.fd, b); err != nil {
+		return dropFault("writing "+f.tmp, err)
+	}
+	f.size += int64(len(b))
+	return nil
+}
+
+// publish makes the finished frame durable and visible to the daemon.
+func (f *dropFile) publish() error {
+	if err := fsync(f.fd); err != nil {
+		f.remove()
+		return dropFault("syncing "+f.tmp, err)
+	}
+	if err := syscall.Rename(f.tmp, f.name); err != nil {
+		f.remove()
+		return dropFault("renaming "+f.tmp, err)
+	}
+	f.tmp = f.name
+	if err := syncfs(f.fd); err != nil {
+		// The name may not survive a power cut. If the daemon has it already, it is as durable as can be.
+		if syscall.Unlink(f.name) == nil {
+			f.tmp = ""
+			f.remove()
+			return dropFault("syncing the maildrop", err)
+		}
+	}
+	f.tmp = ""
+	f.remove()
+	return nil
+}
+
+// remove drops the file unless it is published, and closes it. It may be called twice.
+func (f *dropFile) remove() {
+	if f.tmp != "" {
+		syscall.Unlink(f.tmp)
+		f.tmp = ""
+	}
+	if f.fd >= 0 {
+		syscall.Close(f.fd)
+		f.fd = -1
+	}
+}

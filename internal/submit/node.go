@@ -1,0 +1,126 @@
+package submit
+
+import "syscall"
+
+// Node is where the mail of this call goes.
+type Node struct {
+	Socket   string // the submission socket of the daemon
+	Maildrop string // the folder that the daemon empties
+}
+
+// FindNode decides which node is meant: home when given, else $MOCHILA_HOME, else the machine's when /etc/mochila
+// exists or the caller is root, else the caller's own ~/.mochila.
+func FindNode(home string, getenv func(string) (string, bool)) (*Node, *Fault) {
+	if home == "" {
+		home, _ = getenv("MOCHILA_HOME")
+	}
+	if home == "" {
+		var st syscall.Stat_t
+		if syscall.Geteuid() == 0 || syscall.Stat("/etc/mochila", &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+			return &Node{Socket: "/run/mochila/submit.sock", Maildrop: "/var/spool/mochila/maildrop"}, nil
+		}
+		dir, _ := getenv("HOME")
+		if dir == "" {
+			dir = lookupUser(syscall.Getuid()).home
+		}
+		if dir == "" {
+			return nil, &Fault{Code: ExConfig, Text: "cannot find a node: neither /etc/mochila nor a home directory exists", Hint: "mochila init NAME"}
+		}
+		home = dir + "/.mochila"
+	}
+	return &Node{Socket: home + "/run/submit.sock", Maildrop: home + "/spool/maildrop"}, nil
+}
+
+// Domain is what unqualified addresses of this node's headers get: the first line of the file "domain" that the
+// daemon keeps in its maildrop, else of /etc/mailname, else the host's name.
+func (n *Node) Domain() string {
+	var dir, st syscall.Stat_t
+	file := n.Maildrop + "/domain"
+	// Everybody may write into the maildrop: only the file of its owner counts.
+	if syscall.Lstat(n.Maildrop, &dir) == nil && syscall.Lstat(file, &st) == nil && st.Uid == dir.Uid && st.Mode&syscall.S_IFMT == syscall.S_IFREG {
+		if d := domainFile(file); d != "" {
+			return d
+		}
+	}
+	if d := domainFile("/etc/mailname"); d != "" {
+		return d
+	}
+	if d := hostname(); validDomain(d) {
+		return d
+	}
+	return "localhost"
+}
+
+func domainFile(path string) string {
+	b, err := readFile(path, 4<<10)
+	if err != nil {
+		return ""
+	}
+	if n := indexByte(b, '\n'); n >= 0 {
+		b = b[:n]
+	}
+	d := trim(string(b))
+	if !validDomain(d) {
+		return ""
+	}
+	return d
+}
+
+func validDomain(d string) bool {
+	if d == "" || len(d) > 255 {
+		return false
+	}
+	for i := 0; i < len(d); i++ {
+		c := lower(d[i])
+		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c >= 0x80) {
+			return false
+		}
+	}
+	return d[0] != '.' && d[len(d)-1] != '.'
+}
+
+// login is one line of passwd(5).
+type login struct{ name, gecos, home string }
+
+// lookupUser reads /etc/passwd itself. An unknown uid is an empty login.
+func lookupUser(uid int) login {
+	b, err := readFile("/etc/passwd", 4<<20)
+	if err != nil {
+		return login{}
+	}
+	want := itoa(uid)
+	for len(b) > 0 {
+		l := b
+		if n := indexByte(b, '\n'); n >= 0 {
+			l, b = b[:n], b[n+1:]
+		} else {
+			b = nil
+		}
+		var f [7]string
+		rest := string(l)
+		n := 0
+		for more := true; more && n < len(f); n++ {
+			f[n], rest, more = cut(rest, ':')
+		}
+		if n >= 6 && f[2] == want && f[0] != "" {
+			return login{name: f[0], gecos: f[4], home: f[5]}
+		}
+	}
+	return login{}
+}
+
+// fullName is the name in a gecos entry; "&" stands for the login name with a capital (finger(1)).
+func (l login) fullName() string {
+	g, _, _ := cut(l.gecos, ',')
+	var b []byte
+	for i := 0; i < len(g); i++ {
+		switch {
+		case g[i] == '&' && l.name != "":
+			b = append(b, upper(l.name[:1])...)
+			b = append(b, l.name[1:]...)
+		case g[i] >= ' ' && g[i] != 0x7f:
+			b = append(b, g[i])
+		}
+	}
+	return trim(string(b))
+}
