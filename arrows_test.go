@@ -1,0 +1,140 @@
+// Package mochila has no code: this test keeps the order of the packages.
+package mochila
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// below says which packages of this module a package may import: arrows point down only. A pattern that ends in /...
+// is a tree. Test support (names that end in "test") may be imported by tests only.
+var below = map[string][]string{
+	// The nouns import nothing.
+	"internal/envelope":        {},
+	"internal/envelope/bundle": {"internal/envelope"},
+	"internal/durable":         {},
+
+	"internal/seal":         {"internal/envelope", "internal/durable"},
+	"internal/config":       {"internal/envelope", "internal/durable"},
+	"internal/submit":       {},
+	"internal/submit/frame": {"internal/envelope", "internal/submit"},
+	"spool":                 {"internal/envelope", "internal/durable"},
+	"spool/maildrop":        {"internal/envelope", "internal/durable", "internal/submit/..."},
+	"transport":             {"internal/envelope", "internal/durable"}, // for labels: it knows neither mail nor keys
+	"smtpd":                 {"internal/envelope"},
+	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},
+
+	"bridge/route":   {"internal/envelope"},
+	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
+	"bridge/bounce":  {"internal/envelope"},
+	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool"},
+	// smtpd for the interface that it implements
+	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "smtpd", "bridge/..."},
+
+	// From here on things are wired together.
+	"internal/control": {"internal/...", "bridge/...", "spool/...", "transport/...", "smtpd/..."},
+	"cmd/mochila":      {"..."},
+	// the drop-in is small: see TestSendmailIsSmall
+	"cmd/sendmail": {"internal/submit/...", "internal/config", "internal/envelope", "internal/durable", "spool/maildrop"},
+}
+
+// pkg is what `go list -json` tells about a package.
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func list(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+const module = "mochila/"
+
+func matches(pattern, path string) bool {
+	tree, ok := strings.CutSuffix(pattern, "...")
+	if !ok {
+		return path == pattern
+	}
+	return strings.HasPrefix(path+"/", tree)
+}
+
+func isTestSupport(path string) bool { return strings.HasSuffix(path, "test") }
+
+func TestArrowsPointDown(t *testing.T) {
+	for _, p := range list(t) {
+		name, ours := strings.CutPrefix(p.ImportPath, module)
+		if !ours || isTestSupport(name) {
+			continue
+		}
+		allowed, known := below[name]
+		if !known {
+			t.Errorf("%s has no place in the order of packages: give it one in arrows_test.go", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			imp, ours := strings.CutPrefix(imp, module)
+			if !ours {
+				continue
+			}
+			if isTestSupport(imp) {
+				t.Errorf("%s imports %s, which is for tests", name, imp)
+			} else if !slices.ContainsFunc(allowed, func(a string) bool { return matches(a, imp) }) {
+				t.Errorf("%s must not import %s", name, imp)
+			}
+		}
+	}
+}
+
+// TestKeysStayInSeal: whoever else imports these wants to touch a key.
+func TestKeysStayInSeal(t *testing.T) {
+	secret := []string{
+		"crypto/hpke", "crypto/ed25519", "crypto/ecdh", "crypto/mlkem", "crypto/hkdf", "crypto/cipher", "crypto/aes",
+		"golang.org/x/crypto/chacha20poly1305", "golang.org/x/crypto/curve25519",
+	}
+	for _, p := range list(t) {
+		if p.ImportPath == module+"internal/seal" || !strings.HasPrefix(p.ImportPath, module) {
+			continue
+		}
+		for _, imp := range p.Imports {
+			if slices.Contains(secret, imp) {
+				t.Errorf("%s imports %s: only internal/seal touches keys", p.ImportPath, imp)
+			}
+		}
+	}
+}
+
+// TestSendmailIsSmall: the drop-in reaches a socket or the maildrop and nothing else, so that it starts fast and links
+// neither the index nor the network carriers nor keys.
+func TestSendmailIsSmall(t *testing.T) {
+	heavy := []string{"go.etcd.io/bbolt", "net/http", "crypto/tls", module + "bridge", module + "transport", module + "spool", module + "internal/seal"}
+	for _, p := range list(t) {
+		if p.ImportPath != module+"cmd/sendmail" {
+			continue
+		}
+		for _, dep := range p.Deps {
+			if slices.Contains(heavy, dep) {
+				t.Errorf("cmd/sendmail links %s", dep)
+			}
+		}
+	}
+}
