@@ -1,0 +1,55 @@
+# mochila: `make test` on any checkout, `make install PREFIX=/usr` for packagers, `.ci/run` for everything CI runs.
+
+PREFIX  ?= /usr/local
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO      ?= go
+
+LDFLAGS   = -s -w -X main.version=$(VERSION)
+LIBEXEC   = $(DESTDIR)$(PREFIX)/lib/mochila
+# The packages where goroutines share state.
+RACE      = ./bridge/... ./spool/... ./smtpd/... ./transport/... ./internal/...
+FUZZTIME ?= 10s
+SOAKTIME ?= 12h
+
+.PHONY: build test race fuzz soak bench demo lint install clean
+
+build:
+	mkdir -p bin
+	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/...
+
+# Real neighbours first: what cannot be installed here is named, and its tests say that they are skipped.
+test:
+	.ci/peers
+	$(GO) vet ./...
+	$(GO) test -timeout 10m ./...
+
+race:
+	$(GO) test -race -timeout 14m $(RACE)
+
+# Each fuzzer for a short while; FUZZTIME=10m for a night.
+fuzz:
+	.ci/fuzz $(FUZZTIME)
+
+soak:
+	MOCHILA_SOAK=1 $(GO) test -count=1 -timeout $(SOAKTIME) ./...
+
+bench: build
+	bench/run
+
+demo: build
+	contrib/demo/demo.sh
+
+lint:
+	@bad=$$(gofmt -l $$(git ls-files -- '*.go')); if [ -n "$$bad" ]; then echo "gofmt -w" $$bad; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+# sendmail and its other names do not go to bin or sbin: making mochila the machine's sendmail is the administrator's
+# decision (docs/sendmail.md).
+install: build
+	install -D -m 0755 bin/mochila $(DESTDIR)$(PREFIX)/bin/mochila
+	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
+	for name in mailq newaliases rmail rsmtp; do ln -sf sendmail $(LIBEXEC)/$$name; done
+
+clean:
+	rm -rf bin demo
