@@ -29,6 +29,10 @@ func (c *conn) receive(m *envelope.Mail, in Intake) (id string, err error) {
 		in.Abort()
 		return "", err
 	}
+	if err := c.flush(); err != nil { // a pipelined 354: whoever cannot read it will not read the 250
+		in.Abort()
+		return "", &lostError{err}
+	}
 	id, err = in.Commit(c.ctx)
 	if err != nil {
 		return "", fmt.Errorf("commit: %w", err)
