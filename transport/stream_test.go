@@ -99,9 +99,14 @@ func TestWrongNodeAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &meeting{caller: transporttest.NewStation("ship"), callee: transporttest.NewStation("shore")}
 		m.caller.WantHello = "other"
+		p := transporttest.Packet(0, []byte("for the right node only"))
+		m.callee.Add(p)
 		m.run(t.Context())
 		if m.callerErr == nil || m.calleeErr == nil {
 			t.Fatalf("caller: %v, callee: %v", m.callerErr, m.calleeErr)
+		}
+		if m.caller.Count() != 0 || m.callee.Left() != 1 {
+			t.Errorf("caller received %d packets, callee thinks that it sent %d", m.caller.Count(), 1-m.callee.Left())
 		}
 	})
 }

@@ -1,0 +1,94 @@
+package transport_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"mochila/internal/envelope"
+	"mochila/transport"
+	"mochila/transport/transporttest"
+)
+
+var (
+	ship  = envelope.Label{1, 2, 3, 4, 5, 6, 7, 8}
+	shore = envelope.Label{8, 7, 6, 5, 4, 3, 2, 1}
+)
+
+func newDir(t *testing.T) (*transport.Dir, string) {
+	t.Helper()
+	root := t.TempDir()
+	d, err := transport.NewDir(root, transport.DirOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, root
+}
+
+func TestStickThereAndBack(t *testing.T) {
+	d, root := newDir(t)
+	mail := []*transport.Packet{
+		transporttest.Packet(0, transporttest.Random(1, 100)),
+		transporttest.Packet(0, transporttest.Random(2, 3<<20)),
+	}
+	a, b := transporttest.NewStation("ship", mail...), transporttest.NewStation("shore")
+	atShip := transport.NewFolderLink(d, ship, shore, transport.FolderOptions{})
+	atShore := transport.NewFolderLink(d, shore, ship, transport.FolderOptions{})
+	stats, err := atShip.Run(t.Context(), a)
+	if err != nil || stats.PacketsOut != 2 || stats.Waiting != 2 || a.Left() != 0 {
+		t.Fatalf("ship: %+v, %v", stats, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "mochila", "README.txt")); err != nil {
+		t.Error(err)
+	}
+	stats, err = atShore.Run(t.Context(), b)
+	if err != nil || stats.PacketsIn != 2 {
+		t.Fatalf("shore: %+v, %v", stats, err)
+	}
+	transporttest.RequireReceived(t, b, mail...)
+	stats, err = atShore.Run(t.Context(), b)
+	if err != nil || stats.PacketsIn != 0 || stats.BytesIn != 0 || b.Received(mail[0].ID) != 1 {
+		t.Fatalf("shore again: %+v, %v", stats, err)
+	}
+	a.Finish(mail[0].ID)
+	stats, err = atShip.Run(t.Context(), a)
+	if err != nil || stats.Removed != 1 || stats.Waiting != 1 {
+		t.Fatalf("ship again: %+v, %v", stats, err)
+	}
+	senders, err := transport.Senders(t.Context(), d, shore)
+	if err != nil || len(senders) != 1 || senders[0] != ship {
+		t.Fatalf("senders: %v, %v", senders, err)
+	}
+}
+
+func TestAbsentStickIsLeftAlone(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "usb")
+	d, err := transport.NewDir(root, transport.DirOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := transporttest.NewStation("ship", transporttest.Packet(0, []byte("hello, packet")))
+	_, err = transport.NewFolderLink(d, ship, shore, transport.FolderOptions{}).Run(t.Context(), a)
+	if !errors.Is(err, transport.ErrAbsent) {
+		t.Fatalf("got %v, want ErrAbsent", err)
+	}
+	if _, err := os.Stat(root); !os.IsNotExist(err) {
+		t.Errorf("the root was made: %v", err)
+	}
+	if a.Left() != 1 {
+		t.Error("the packet was taken from the station")
+	}
+}
+
+func TestDirConforms(t *testing.T) {
+	transporttest.TestFolder(t, func(t *testing.T) transport.Folder { d, _ := newDir(t); return d })
+}
+
+func TestDirConformsOnFAT(t *testing.T) {
+	transporttest.TestFolder(t, func(t *testing.T) transport.Folder { d, _ := newDir(t); return transporttest.FATFolder{Folder: d} })
+}
+
+func TestMemFolderConforms(t *testing.T) {
+	transporttest.TestFolder(t, func(t *testing.T) transport.Folder { return transporttest.NewMemFolder(0) })
+}
