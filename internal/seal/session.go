@@ -27,7 +27,8 @@ const (
 
 // Session is what two nodes share to seal items for each other, in both directions. Its exported fields are for the
 // caller to read; Marshal keeps them together with the secrets. Methods may be called concurrently; Phase changes
-// only in AcceptAnswer and Opened.
+// only in AcceptAnswer and Opened. When what NewAnswer, AcceptAnswer or Opened changed cannot be stored, drop the
+// Session and load the stored one.
 type Session struct {
 	ID              [8]byte  // names the session in receipts, never on the wire in clear
 	TH              [32]byte // transcript hash of the offer: what tombstones remember
@@ -84,6 +85,8 @@ func usable(peer *Card, now time.Time) error {
 	switch {
 	case peer.Revoked():
 		return ErrRevoked
+	case peer.key == nil:
+		return badFormat("a card that was not parsed")
 	case now.After(peer.LastSession()):
 		return ErrCardExpired
 	}

@@ -132,6 +132,8 @@ func TestOfferRefused(t *testing.T) {
 
 	_, err = hub.NewSession(revoked, start)
 	wantErr(t, "offer to a revoked node", err, ErrRevoked)
+	_, err = hub.NewSession(&Card{ID: camp.ID(), KeepUntil: start.Add(100 * day)}, start)
+	wantErr(t, "offer to a card made by hand", err, envelope.ErrFormat)
 	card := camp.Card()
 	if _, err := hub.NewSession(card, card.LastSession()); err != nil {
 		t.Error("at the last moment:", err)

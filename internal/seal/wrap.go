@@ -179,7 +179,8 @@ func (k *Keyring) WrapPending() bool {
 // rewrap pass every live secret of the caller's (results of Wrap and Session.Marshal) through convert in one durable
 // transaction, rewraps the sealing keys, and then overwrites and removes the old wrapping key. Until that last step
 // both keys serve, so a crash or error anywhere leaves everything readable; the next call goes on from there.
-// Secrets that convert refuses with ErrWrapped are lost already, and rewrap should drop them.
+// Secrets that convert refuses with ErrWrapped are lost already, and rewrap should drop them. rewrap must not call the
+// methods that change the keyring (Reissue, RotateSealing, NewIncarnation, Erase…), nor wait for somebody who does.
 func (k *Keyring) RotateWrap(now time.Time, rewrap func(convert func([]byte) ([]byte, error)) error) error {
 	k.change.Lock()
 	defer k.change.Unlock()
