@@ -1,0 +1,287 @@
+// Package control is the verbs behind every subcommand: an HTTP/JSON service on the control socket of a daemon, or the
+// same handlers over an in-memory connection when no daemon runs (docs/control.md). It also assembles a node from its
+// home: keys, spool, engine, listeners.
+package control
+
+import "time"
+
+// Error is what a verb answers instead of its result: what failed, what would help, and the exit code (sysexits.h).
+type Error struct {
+	Message string `json:"error"`
+	Hint    string `json:"hint,omitempty"`
+	Exit    int    `json:"exit"`
+}
+
+// Error is the message.
+func (e *Error) Error() string { return e.Message }
+
+// Exit codes of sysexits.h that verbs use.
+const (
+	ExitUsage       = 64
+	ExitData        = 65
+	ExitNoInput     = 66
+	ExitUnavailable = 69
+	ExitSoftware    = 70
+	ExitCreate      = 73
+	ExitIO          = 74
+	ExitTemp        = 75
+	ExitDenied      = 77
+	ExitConfig      = 78
+)
+
+// Status is GET /v1/status.
+type Status struct {
+	Name       string          `json:"name"`
+	ID         string          `json:"id"` // fingerprint
+	Version    string          `json:"version"`
+	Daemon     bool            `json:"daemon"`
+	Started    time.Time       `json:"started"`
+	Clock      string          `json:"clock,omitempty"` // why it is suspect
+	Spool      SpoolStatus     `json:"spool"`
+	Queues     []QueueStatus   `json:"queues"`
+	Contacts   []ContactStatus `json:"contacts"`
+	Peers      []PeerStatus    `json:"peers"`
+	Dead       int             `json:"dead"`       // dead letters
+	Quarantine int             `json:"quarantine"` // items
+	Card       CardStatus      `json:"card"`
+	Warnings   []string        `json:"warnings,omitempty"`
+	Listen     []string        `json:"listen,omitempty"`
+}
+
+// CardStatus tells the dates of this node's card.
+type CardStatus struct {
+	Serial    uint64    `json:"serial"`
+	UseUntil  time.Time `json:"use_until"`
+	KeepUntil time.Time `json:"keep_until"`
+}
+
+// SpoolStatus tells about the disk.
+type SpoolStatus struct {
+	Free  int64 `json:"free"`
+	Total int64 `json:"total"`
+	Full  bool  `json:"full"`
+}
+
+// QueueStatus is one destination's queue.
+type QueueStatus struct {
+	Dest       string    `json:"dest"` // node name, delivery URL or "dead letters"
+	Due        int       `json:"due"`
+	Deferred   int       `json:"deferred"`
+	Held       int       `json:"held"`
+	Sealed     int       `json:"sealed"`
+	Travelling int       `json:"travelling"`
+	Arrived    int       `json:"arrived"`
+	Bytes      int64     `json:"bytes"`
+	Oldest     time.Time `json:"oldest,omitzero"`
+}
+
+// ContactStatus is one contact.
+type ContactStatus struct {
+	Node    string    `json:"node"`
+	Carrier string    `json:"carrier"`
+	When    string    `json:"when"`
+	Running bool      `json:"running"`
+	Last    time.Time `json:"last,omitzero"`
+	OK      time.Time `json:"ok,omitzero"`
+	Next    time.Time `json:"next,omitzero"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// PeerStatus is one peer, for status and GET /v1/peers.
+type PeerStatus struct {
+	Name     string    `json:"name"`
+	ID       string    `json:"id"`        // fingerprint
+	Full     string    `json:"full_id"`   // 52 characters
+	CardEnds time.Time `json:"card_ends"` // use_until
+	Heard    time.Time `json:"heard,omitzero"`
+	SendAs   []string  `json:"send_as,omitempty"`
+	SendTo   []string  `json:"send_to,omitempty"`
+	RelayTo  []string  `json:"relay_to,omitempty"`
+	Contacts []string  `json:"contacts,omitempty"`
+	Domains  []string  `json:"domains,omitempty"` // hints of its card
+}
+
+// QueueItem is one envelope: one line of GET /v1/queue. The first seven keys are those of postqueue -j.
+type QueueItem struct {
+	QueueName    string           `json:"queue_name"` // active, deferred, hold, incoming
+	QueueID      string           `json:"queue_id"`
+	ArrivalTime  int64            `json:"arrival_time"`
+	MessageSize  int64            `json:"message_size"`
+	ForcedExpire bool             `json:"forced_expire"`
+	Sender       string           `json:"sender"`
+	Recipients   []QueueRecipient `json:"recipients"`
+	Kind         string           `json:"kind"` // mail, report, transit
+	Origin       string           `json:"origin"`
+	Expires      time.Time        `json:"expires,omitzero"`
+	Priority     int              `json:"priority,omitempty"`
+	UID          int64            `json:"uid,omitempty"` // uid + 1 of a local submitter
+	Legs         []QueueLeg       `json:"legs"`
+}
+
+// QueueRecipient is one recipient of a QueueItem.
+type QueueRecipient struct {
+	Address     string `json:"address"`
+	DelayReason string `json:"delay_reason,omitempty"`
+	State       string `json:"state"` // of its leg, or its final action
+	Link        string `json:"link,omitempty"`
+}
+
+// QueueLeg is one way of a QueueItem.
+type QueueLeg struct {
+	Dest     string    `json:"dest"`
+	State    string    `json:"state"`
+	At       time.Time `json:"at,omitzero"`
+	Attempts int       `json:"attempts,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
+	Carrier  string    `json:"carrier,omitempty"`
+}
+
+// QueueList is GET /v1/queue?after=ID&limit=N&state=S&dest=D&uid=N&match=TEXT: one page.
+type QueueList struct {
+	Items []QueueItem `json:"items"`
+	More  bool        `json:"more"`
+	Count int         `json:"count"` // envelopes in the whole spool; with a filter, those of the page
+	Bytes int64       `json:"bytes"`
+}
+
+// QueueAction is POST /v1/queue: do something to envelopes.
+type QueueAction struct {
+	Verb string   `json:"verb"` // hold, release, retry, expire, remove
+	IDs  []string `json:"ids"`  // ids, unique beginnings of ids, or "ALL"
+}
+
+// QueueActed is its answer.
+type QueueActed struct {
+	Done []string `json:"done"`
+}
+
+// Trace is GET /v1/trace/ID.
+type Trace struct {
+	Item   QueueItem    `json:"item"`
+	Done   bool         `json:"done"` // the envelope has ended
+	Events []TraceEvent `json:"events"`
+	Next   []string     `json:"next,omitempty"` // what will happen, in words
+	Final  []TraceFinal `json:"final,omitempty"`
+}
+
+// TraceEvent is one custody event.
+type TraceEvent struct {
+	At     time.Time `json:"at"`
+	What   string    `json:"what"`
+	Detail string    `json:"detail"`
+}
+
+// TraceFinal is how one recipient ended.
+type TraceFinal struct {
+	Address string    `json:"address"`
+	Action  string    `json:"action"`
+	Status  string    `json:"status"`
+	MTA     string    `json:"mta,omitempty"`
+	At      time.Time `json:"at,omitzero"`
+}
+
+// RouteTest is GET /v1/route?to=ADDR&from=ADDR&size=N.
+type RouteTest struct {
+	Address string   `json:"address"`
+	Result  string   `json:"result"` // one line: where it goes, or the refusal
+	OK      bool     `json:"ok"`
+	Why     []string `json:"why"`            // each rule, and why it did or did not take it
+	Next    string   `json:"next,omitempty"` // the contact it waits for
+}
+
+// SyncRequest is POST /v1/sync. Targets are node names, carrier URLs or folders; none means every contact that is due.
+type SyncRequest struct {
+	Targets []string `json:"targets"`
+}
+
+// SyncLine is one line of its answer, which is a stream of JSON lines: progress, then results, then a last line with
+// End set.
+type SyncLine struct {
+	Node       string `json:"node,omitempty"`
+	Carrier    string `json:"carrier,omitempty"`
+	PacketsIn  int    `json:"packets_in"`
+	PacketsOut int    `json:"packets_out"`
+	BytesIn    int64  `json:"bytes_in"`
+	BytesOut   int64  `json:"bytes_out"`
+	Refused    int    `json:"refused,omitempty"`
+	Incomplete int    `json:"incomplete,omitempty"`
+	Lying      int    `json:"lying,omitempty"` // own packets that lie on the medium
+	Delivered  int    `json:"delivered,omitempty"`
+	Paired     string `json:"paired,omitempty"` // a guest that has become a peer
+	Folder     bool   `json:"folder,omitempty"` // "safe to remove" applies
+	Error      string `json:"error,omitempty"`
+	Absent     bool   `json:"absent,omitempty"`
+	Progress   bool   `json:"progress,omitempty"` // not a result yet
+	End        bool   `json:"end,omitempty"`
+}
+
+// InviteRequest is POST /v1/invite.
+type InviteRequest struct {
+	Name string `json:"name"` // what the guest will be called here
+	URL  string `json:"url"`  // carrier URL, or a folder
+}
+
+// InviteReply is its answer. Text is the invitation for carriers that cannot hold it.
+type InviteReply struct {
+	Where string `json:"where,omitempty"` // file it was written to
+	Text  string `json:"text,omitempty"`
+	Join  string `json:"join"` // what to type at the guest
+}
+
+// JoinRequest is POST /v1/join.
+type JoinRequest struct {
+	URL  string `json:"url"`
+	As   string `json:"as,omitempty"`   // what the inviter will be called here; default: its own name
+	Text string `json:"text,omitempty"` // the invitation, when it is not on the medium
+}
+
+// JoinReply is its answer.
+type JoinReply struct {
+	Name    string `json:"name"`
+	ID      string `json:"id"`
+	Carrier string `json:"carrier"`
+}
+
+// PeerAdd is POST /v1/peers.
+type PeerAdd struct {
+	Name          string   `json:"name"`
+	Card          string   `json:"card"` // text
+	Carrier       string   `json:"carrier,omitempty"`
+	When          string   `json:"when,omitempty"`
+	Routes        []string `json:"routes,omitempty"` // further patterns routed to it
+	AcceptDomains bool     `json:"accept_domains,omitempty"`
+	SendAs        []string `json:"send_as,omitempty"`
+	SendTo        []string `json:"send_to,omitempty"`
+	RelayTo       []string `json:"relay_to,omitempty"`
+	Path          []string `json:"path,omitempty"` // relay chain to it
+}
+
+// CheckReport is GET /v1/check.
+type CheckReport struct {
+	OK       bool     `json:"ok"`
+	Problems []string `json:"problems,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+	Notes    []string `json:"notes,omitempty"`
+}
+
+// FsckReport is POST /v1/fsck?fix=1.
+type FsckReport struct {
+	OK    bool     `json:"ok"`
+	Lines []string `json:"lines"`
+}
+
+// ReceiveReply is POST /v1/receive (packets, back to back or one, as the body).
+type ReceiveReply struct {
+	Packets int    `json:"packets"`
+	Refused int    `json:"refused"`
+	Error   string `json:"error,omitempty"`
+}
+
+// QuarantineItem is one line of GET /v1/quarantine.
+type QuarantineItem struct {
+	Name   string    `json:"name"`
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+	From   string    `json:"from"`
+	Size   int64     `json:"size"`
+}
