@@ -192,7 +192,7 @@ func newPipe(path string, o Options) (Transport, error) {
 // Deliver runs the program for one recipient after the other.
 func (p *pipe) Deliver(ctx context.Context, m *Message) []Result {
 	s := newSheet(m, p.mta)
-	ct, err := load(m)
+	ct, err := load(m, false)
 	if err != nil {
 		s.trouble(err)
 		return s.res
@@ -252,7 +252,7 @@ func newSendmail(path string, o Options) (Transport, error) {
 func (p *sendmail) Deliver(ctx context.Context, m *Message) []Result {
 	s := newSheet(m, p.mta)
 	mail := m.Env.Mail
-	ct, err := load(m)
+	ct, err := load(m, true)
 	switch {
 	case err != nil:
 		s.trouble(err)

@@ -57,9 +57,9 @@ type content struct {
 	header8 bool // bytes above 127 in the header
 }
 
-// load reads small content into memory and learns what MAIL must say about it. Large content is read through once,
-// but only when nobody has said whether it is 8-bit.
-func load(m *Message) (*content, error) {
+// load reads small content into memory and learns what MAIL must say about it. With ask set, large content is read
+// through once for that, but only when nobody has said whether it is 8-bit.
+func load(m *Message, ask bool) (*content, error) {
 	c := &content{m: m}
 	mail := m.Env.Mail
 	r, err := m.Open()
@@ -75,7 +75,7 @@ func load(m *Message) (*content, error) {
 		}
 		c.small, c.inMem = w.Bytes(), true
 		c.header8, c.eight = scan8(c.small)
-	} else if mail.SMTPUTF8 || mail.Body == "" {
+	} else if ask && (mail.SMTPUTF8 || mail.Body == "") {
 		if err := c.survey(r); err != nil {
 			return nil, err
 		}

@@ -64,7 +64,7 @@ func (d *maildir) Close() error { return nil }
 // Deliver writes one file after the other; each is durable before its result says so.
 func (d *maildir) Deliver(ctx context.Context, m *Message) []Result {
 	s := newSheet(m, "maildir")
-	ct, err := load(m)
+	ct, err := load(m, false)
 	if err != nil {
 		s.trouble(err)
 		return s.res

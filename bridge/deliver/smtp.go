@@ -43,7 +43,7 @@ func (t *smtp) Close() error { t.pool.close(); return nil }
 // Deliver sends the mail in one transaction, or in several when there are more recipients than the server takes.
 func (t *smtp) Deliver(ctx context.Context, m *Message) []Result {
 	s := newSheet(m, t.addr)
-	ct, err := load(m)
+	ct, err := load(m, true)
 	if err != nil {
 		s.trouble(err)
 		return s.res
