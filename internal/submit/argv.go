@@ -272,6 +272,9 @@ func (o *Options) mode(v string) *Fault {
 
 func (o *Options) sender(v string) *Fault {
 	o.HasSender = true
+	if controls(v) {
+		return fault(ExUsage, "sender "+show(v)+" contains a control character")
+	}
 	if v = trim(v); v == "" || v == "<>" {
 		o.Sender = ""
 		return nil

@@ -81,10 +81,8 @@ func run(e *Env, o *Options) error {
 func argRecipients(o *Options) ([]Recipient, error) {
 	var out []Recipient
 	for _, a := range o.Args {
-		for i := 0; i < len(a); i++ {
-			if a[i] < 0x20 && a[i] != '\t' || a[i] == 0x7f {
-				return nil, fault(ExUsage, "recipient "+show(a)+" contains a control character")
-			}
+		if controls(a) {
+			return nil, fault(ExUsage, "recipient "+show(a)+" contains a control character")
 		}
 		list, err := ParseList(a)
 		if err == nil && len(list) == 0 {

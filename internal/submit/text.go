@@ -95,6 +95,17 @@ func printable(s string) bool {
 	return true
 }
 
+// controls reports whether s has a control character other than a tab: what no address in argv may have, lest it
+// becomes a line of its own somewhere.
+func controls(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < 0x20 && s[i] != '\t' || s[i] == 0x7f {
+			return true
+		}
+	}
+	return false
+}
+
 func itoa(n int) string { return string(appendInt(nil, uint64(n), 0)) }
 
 // appendInt appends v in decimal, with zeros in front up to width.
