@@ -30,13 +30,14 @@ const (
 	verbEtrn
 	verbStartTLS
 	verbXforward
+	verbAuth
 	verbBdat
 	verbUnknown
 	numVerbs
 )
 
 var verbNames = [numVerbs]string{"CONNECT", "HELO", "EHLO", "LHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT",
-	"VRFY", "EXPN", "HELP", "ETRN", "STARTTLS", "XFORWARD", "BDAT", "UNKNOWN"}
+	"VRFY", "EXPN", "HELP", "ETRN", "STARTTLS", "XFORWARD", "AUTH", "BDAT", "UNKNOWN"}
 
 // String is the command in capitals.
 func (v verb) String() string { return verbNames[v] }
@@ -62,12 +63,13 @@ func (c *conn) command(line []byte) {
 	}
 	c.verb = parseVerb(word)
 	c.tally[c.verb].all++
+	c.commands++
 	if c.verb != verbMail && c.verb != verbRcpt && len(line) > maxLine-2 {
 		c.fail(500, "5.5.2", "line too long")
 		return
 	}
 	wary := c.wary
-	c.wary = false
+	c.wary = wary && (c.verb == verbNoop || c.verb == verbHelp || c.verb == verbVrfy || c.verb == verbExpn)
 	if c.verb == verbUnknown && (wary || isHTTP(word)) {
 		// The body of a message whose DATA was refused, or a web browser that was told to talk to this port.
 		c.srv.log.Warn("non-SMTP command from " + c.who() + ": " + printable(string(line), 100))
@@ -117,6 +119,8 @@ func (c *conn) command(line []byte) {
 		c.reply(214, "2.0.0", "see RFC 5321, and docs/smtp.md of mochila")
 	case verbExpn:
 		c.fail(502, "5.5.1", "EXPN is not offered")
+	case verbAuth:
+		c.fail(502, "5.5.1", "AUTH is not offered")
 	case verbBdat:
 		// The chunk is on its way; nobody here counts its bytes, so nothing after it can be read as a command.
 		c.reply(502, "5.5.1", "CHUNKING is not offered, closing")

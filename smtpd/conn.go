@@ -40,11 +40,12 @@ type conn struct {
 	closing bool // no more commands
 	linger  bool // the client may still be sending: see finish
 	wary    bool // DATA was refused; a client that did not notice sends the message now
-	errors  int  // since the last mail
-	junk    int
-	tally   [numVerbs]struct{ all, good int }
-	verb    verb // the command that is being answered
-	good    bool // the last reply to it was not a refusal
+
+	errors, junk, commands int // since the last mail
+
+	tally [numVerbs]struct{ all, good int }
+	verb  verb // the command that is being answered
+	good  bool // the last reply to it was not a refusal
 
 	mu       sync.Mutex
 	nc       net.Conn // replaced by STARTTLS
@@ -113,6 +114,8 @@ func (c *conn) police() {
 		c.reply(421, "4.7.0", "too many errors")
 	case c.junk > c.lim.Junk:
 		c.reply(421, "4.7.0", "too many commands without mail")
+	case c.commands > c.lim.Commands:
+		c.reply(421, "4.7.0", "too many commands")
 	default:
 		return
 	}

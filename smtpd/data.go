@@ -18,7 +18,7 @@ var errFalseEnd = errors.New("end of data with a bare LF")
 
 // receive reads one message into in. It returns the queue id, a *lostError when the connection must end now, or the
 // reason why the message was refused after its true end.
-func (c *conn) receive(m *envelope.Mail, in Intake) (id string, err error) {
+func (c *conn) receive(in Intake) (id string, err error) {
 	s := sink{in: in, max: c.lim.MessageSize, maxHops: c.lim.Received}
 	d := dotDecoder{normalize: c.srv.Normalize}
 	if err := c.readContent(&d, &s); err != nil {

@@ -152,6 +152,8 @@ func (d *dialog) set(s string) {
 		d.server.Limits.Recipients = n
 	case "errors":
 		d.server.Limits.Errors = n
+	case "commands":
+		d.server.Limits.Commands = n
 	case "junk":
 		d.server.Limits.Junk = n
 	case "received":

@@ -12,6 +12,7 @@ type Limits struct {
 	Received       int           // Received lines in the header before a mail counts as looping: 50
 	Errors         int           // wrong or refused commands since the last mail: 20
 	Junk           int           // commands that move no mail (NOOP, RSET, VRFY …) since the last mail: 100
+	Commands       int           // of any kind since the last mail: 20,000
 	CommandTimeout time.Duration // to send one whole command line: 5 minutes
 	DataTimeout    time.Duration // between two reads inside a message: 5 minutes
 	MessageTimeout time.Duration // from 354 to the end of data: 2 hours
@@ -48,6 +49,7 @@ func (l Limits) filled() Limits {
 	l.Received = orDefault(l.Received, 50)
 	l.Errors = orDefault(l.Errors, 20)
 	l.Junk = orDefault(l.Junk, 100)
+	l.Commands = orDefault(l.Commands, 20_000)
 	l.CommandTimeout = orDefault(l.CommandTimeout, 5*time.Minute)
 	l.DataTimeout = orDefault(l.DataTimeout, 5*time.Minute)
 	l.MessageTimeout = orDefault(l.MessageTimeout, 2*time.Hour)

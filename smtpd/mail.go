@@ -25,7 +25,7 @@ func (c *conn) mailFrom(args string, now time.Time) {
 	}
 	addr, params, err := parsePath(path)
 	if err != nil {
-		c.fail(501, "5.1.7", err.Error())
+		c.wrong("MAIL", envelope.NewStatus(501, "5.1.7", err.Error()), path)
 		return
 	}
 	m := &envelope.Mail{Sender: addr, Client: c.client()}
@@ -35,7 +35,7 @@ func (c *conn) mailFrom(args string, now time.Time) {
 		st = envelope.NewStatus(553, "5.6.7", "address needs SMTPUTF8")
 	}
 	if st != nil {
-		c.failStatus(st)
+		c.wrong("MAIL", st, path)
 		return
 	}
 	if err := c.srv.Acceptor.Mail(c.ctx, m, c.size); err != nil {
@@ -68,7 +68,7 @@ func (c *conn) rcptTo(args string) {
 	}
 	if err != nil {
 		c.refused++
-		c.fail(501, "5.1.3", err.Error())
+		c.wrong("RCPT", envelope.NewStatus(501, "5.1.3", err.Error()), path)
 		return
 	}
 	r.Addr = addr
@@ -78,12 +78,11 @@ func (c *conn) rcptTo(args string) {
 	}
 	if st != nil {
 		c.refused++
-		c.failStatus(st)
+		c.wrong("RCPT", st, path)
 		return
 	}
 	if len(c.mail.Recipients) >= c.lim.Recipients {
 		c.refused++
-		c.junk++
 		c.reply(452, "4.5.3", "too many recipients")
 		return
 	}
@@ -155,9 +154,14 @@ func (c *conn) data(args string) {
 		return
 	}
 	c.reply(354, "", "End data with <CR><LF>.<CR><LF>")
-	id, err := c.receive(m, in)
+	replies := 1
+	if c.srv.LMTP {
+		replies = len(m.Recipients)
+	}
+	proto := m.Client.Proto
+	id, err := c.receive(in)
 	c.setBusy(false)
-	c.afterData(m, id, err)
+	c.afterData(replies, proto, id, err)
 }
 
 // mayData checks the order of commands.
@@ -185,7 +189,8 @@ func (c *conn) refuseData() {
 }
 
 // afterData answers the end of data: once, or once per recipient in LMTP. Errors of the connection have no answer.
-func (c *conn) afterData(m *envelope.Mail, id string, err error) {
+// The mail itself belongs to the Acceptor now.
+func (c *conn) afterData(replies int, proto, id string, err error) {
 	var lost *lostError
 	if errors.As(err, &lost) {
 		c.hangUp(lost.err)
@@ -197,21 +202,17 @@ func (c *conn) afterData(m *envelope.Mail, id string, err error) {
 		c.reject("END-OF-MESSAGE", st, "")
 		c.errors++
 	} else {
-		c.errors, c.junk = 0, 0
-		c.logQueued(m, id)
-	}
-	n := 1
-	if c.srv.LMTP {
-		n = len(m.Recipients)
+		c.errors, c.junk, c.commands = 0, 0, 0
+		c.logQueued(proto, id)
 	}
 	c.reset()
-	for range n {
+	for range replies {
 		c.replyStatus(st)
 	}
 }
 
 // logQueued writes the line that ties a queue id to a client.
-func (c *conn) logQueued(m *envelope.Mail, id string) {
+func (c *conn) logQueued(proto, id string) {
 	line := id + ": client=" + c.who()
 	if f := c.forward; f != nil {
 		if f.Ident != "" {
@@ -221,6 +222,6 @@ func (c *conn) logQueued(m *envelope.Mail, id string) {
 			line += ", orig_client=" + f.Name + "[" + f.Addr + "]"
 		}
 	}
-	line += ", proto=" + m.Client.Proto + ", helo=<" + c.helo + ">"
+	line += ", proto=" + proto + ", helo=<" + c.helo + ">"
 	c.srv.log.Info(printable(line, 2000))
 }

@@ -40,6 +40,12 @@ func (c *conn) failStatus(st *envelope.Status) {
 	c.replyStatus(st)
 }
 
+// wrong refuses MAIL or RCPT for what the client wrote: path is the argument from the address on.
+func (c *conn) wrong(what string, st *envelope.Status, path string) {
+	c.srv.log.Warn(printable("NOQUEUE: reject: "+what+" from "+c.who()+": "+st.String()+"; argument="+path+" proto="+c.proto()+" helo=<"+c.helo+">", 2000))
+	c.failStatus(st)
+}
+
 // lines queues a reply of several lines without enhanced codes, as EHLO and HELP have it.
 func (c *conn) lines(code int, text ...string) {
 	for i, t := range text {

@@ -502,3 +502,20 @@ func TestReplyOfCommit(t *testing.T) {
 	c.say("HELO c\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n")
 	c.expect("220 *", "250 *", "250 *", "250 *", "354 *", "452 4.3.1 disk full", "221 *")
 }
+
+// TestLHLOLength: whatever is offered and whatever the host is called, the LHLO reply fits into Exim's buffer.
+func TestLHLOLength(t *testing.T) {
+	for n := 1; n <= 240; n++ {
+		s := &Server{Acceptor: &memory{}, Hostname: strings.Repeat("h", n), LMTP: true, TLS: &tls.Config{}, Limits: Limits{MessageSize: 1 << 60}}
+		s.init()
+		c := newConn(t.Context(), s, nil, envelope.Client{Addr: "127.0.0.1"}, true)
+		size := 0
+		for _, line := range c.capabilities(time.Now()) {
+			size += len("250-") + len(line) + len("\r\n")
+		}
+		c.cancel()
+		if size >= 250 {
+			t.Fatalf("LHLO reply of %d octets with a host name of %d", size, n)
+		}
+	}
+}
