@@ -98,14 +98,14 @@ func (c *contact) run(ctx context.Context, greeted func() error) (Stats, error) 
 	}()
 	w := newWriter(inner, c)
 	err := w.run(inner)
-	if err != nil && !errors.As(err, new(*farewell)) && c.failed() == nil {
-		// The write failed. What the neighbour said last may tell why.
+	if err != nil && !errors.As(err, new(*farewell)) {
+		// If a write failed, what the neighbour said last may tell why.
 		select {
 		case <-reader:
-			if err = firstErr(c.failed(), err); c.hasClosed() {
-				err = nil
-			}
 		case <-time.After(lastWord):
+		}
+		if err = firstErr(c.failed(), err); c.hasClosed() {
+			err = nil
 		}
 	}
 	cancel()
@@ -172,8 +172,9 @@ func (c *contact) progress() {
 
 // settled reports whether a neighbour that hangs up now leaves nothing undone that it knew of. mu is held.
 func (c *contact) settled() bool {
-	return c.peerDone && c.busy == 0 && len(c.incoming) == 0 &&
-		(c.peerStopped || len(c.inFlight) == 0 && len(c.offers) == 0)
+	in := c.stop || c.busy == 0 && len(c.incoming) == 0
+	out := c.peerStopped || len(c.inFlight) == 0 && len(c.offers) == 0
+	return c.peerDone && in && out
 }
 
 // hungUp decides what the end of the incoming stream means.
