@@ -189,6 +189,10 @@ func parseRest(b []byte, it *Item) error {
 			if err := takeLog(d.List(), &e); err != nil {
 				return err
 			}
+			if len(it.Log) == MaxLog {
+				d.Fail("more than %d log entries", MaxLog)
+				break
+			}
 			it.Log = append(it.Log, e)
 		case recParent:
 			d.Fixed(it.Parent[:])

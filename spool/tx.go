@@ -407,12 +407,12 @@ func (h *head) wakes() int64 {
 	return h.expires
 }
 
-// reindexExpiry keeps the expiry in the wake index when it is near. Whether the old one is there is not recorded:
-// it may be if it was ever less than expiryIndexed away.
+// reindexExpiry keeps the expiry in the wake index when it is near. Whether the old one is there is not recorded: what
+// was near depends on a clock that may have been wrong.
 func (tx *Tx) reindexExpiry(id envelope.ID, o, n *head) error {
 	horizon := tx.now.Add(expiryIndexed).UnixMilli()
 	oAt, nAt := o.wakes(), n.wakes()
-	if oAt != 0 && oAt != nAt && oAt <= horizon+2*sweepEvery.Milliseconds() {
+	if oAt != 0 && oAt != nAt {
 		k := waitKey(oAt, id, wholeItem)
 		if err := tx.del(bkWait, k[:]); err != nil {
 			return err

@@ -1,0 +1,90 @@
+package spool
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"mochila/internal/envelope"
+)
+
+// parallel runs b.N calls of fn by n goroutines.
+func parallel(b *testing.B, n int, fn func() error) {
+	b.Helper()
+	var wg sync.WaitGroup
+	work := make(chan struct{}, 256)
+	errs := make(chan error, n)
+	b.ResetTimer()
+	for range n {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range work {
+				if err := fn(); err != nil {
+					errs <- err
+					return
+				}
+			}
+		}()
+	}
+	for range b.N {
+		select {
+		case work <- struct{}{}:
+		case err := <-errs:
+			b.Fatal(err)
+		}
+	}
+	close(work)
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "/s")
+}
+
+// accept stores one mail of 1 KiB.
+func accept(s *Spool, data []byte) (envelope.ID, error) {
+	it := mail(data, "via:smtp:127.0.0.1:25")
+	body := s.NewBody()
+	body.Write(data)
+	if err := body.Finish(); err != nil {
+		return it.Env.ID, err
+	}
+	return it.Env.ID, s.Apply(func(tx *Tx) error { return tx.Add(it, body) })
+}
+
+// finish ends one mail as delivered.
+func finish(s *Spool, id envelope.ID) error {
+	return s.Apply(func(tx *Tx) error {
+		it, err := tx.Item(id)
+		if err != nil {
+			return err
+		}
+		it.Legs[0].State = Done
+		return tx.Save(it)
+	})
+}
+
+func BenchmarkApply(b *testing.B) {
+	data := make([]byte, 1024)
+	for _, n := range []int{1, 8, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, b.TempDir(), Options{})
+			parallel(b, n, func() error { _, err := accept(s, data); return err })
+		})
+	}
+}
+
+func BenchmarkCycle(b *testing.B) {
+	data := make([]byte, 1024)
+	for _, n := range []int{1, 8, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, b.TempDir(), Options{})
+			parallel(b, n, func() error {
+				id, err := accept(s, data)
+				if err != nil {
+					return err
+				}
+				return finish(s, id)
+			})
+		})
+	}
+}
