@@ -301,6 +301,9 @@ func (c *conn) handshake(t *tls.Conn) bool {
 
 // who names the client as Postfix does in its log.
 func (c *conn) who() string {
+	if c.peer.Addr == "" && c.peer.UID > 0 {
+		return fmt.Sprintf("localhost[uid %d]", c.peer.UID-1)
+	}
 	if c.peer.Addr == "" {
 		return "localhost[unix]"
 	}

@@ -184,14 +184,41 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 		nc.Close()
 		return
 	}
-	go func() {
-		defer s.wg.Done()
-		c.serve()
-		s.gate.leave(key, c.trusted)
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
-	}()
+	go s.run(c, key)
+}
+
+// ServeConn holds the dialog on a connection that something else has accepted, such as a sendmail -bs that runs
+// over the submission socket, and returns when it is over. The client may relay; peer is what the node knows of it
+// (UID and User, say) and goes into its mails. Shutdown waits for it.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn, peer envelope.Client) {
+	s.init()
+	c := newConn(context.WithoutCancel(ctx), s, nc, peer, true)
+	if st := s.gate.enter(time.Now(), netip.Prefix{}, true, &s.lim); st != nil {
+		c.cancel()
+		c.replyStatus(st)
+		c.flush()
+		nc.Close()
+		return
+	}
+	if !s.register(c) {
+		s.gate.leave(netip.Prefix{}, true)
+		c.cancel()
+		nc.Close()
+		return
+	}
+	stop := context.AfterFunc(ctx, c.drain)
+	defer stop()
+	s.run(c, netip.Prefix{})
+}
+
+// run holds a registered dialog and signs it off.
+func (s *Server) run(c *conn, key netip.Prefix) {
+	defer s.wg.Done()
+	c.serve()
+	s.gate.leave(key, c.trusted)
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
 }
 
 // register enters a connection into what Shutdown waits for; it reports false when that has begun.

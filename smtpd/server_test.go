@@ -519,3 +519,40 @@ func TestLHLOLength(t *testing.T) {
 		}
 	}
 }
+
+// TestServeConn: facts that the caller knows go into the mail, and the end of the context ends the dialog.
+func TestServeConn(t *testing.T) {
+	a := &memory{}
+	s := &Server{Acceptor: a, Hostname: "mx.test", Limits: Limits{Conns: 1}}
+	ctx, cancel := context.WithCancel(context.Background())
+	near, far := net.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() { s.ServeConn(ctx, far, envelope.Client{UID: 1001, User: "ana"}) })
+	c := &talk{t, near, bufio.NewReader(near)}
+	c.expect("220 *")
+	c.say("HELO c\r\n")
+	c.expect("250 *")
+	near2, far2 := net.Pipe()
+	wg.Go(func() { s.ServeConn(ctx, far2, envelope.Client{}) })
+	(&talk{t, near2, bufio.NewReader(near2)}).expect("421 4.3.2 too many connections")
+	for _, line := range []string{"MAIL FROM:<a@x.example>\r\n", "RCPT TO:<b@x.example>\r\n", "DATA\r\n", ".\r\n"} {
+		c.say(line)
+		c.expect("* *")
+	}
+	cancel()
+	c.expect("421 4.3.2 *")
+	c.expectEOF()
+	wg.Wait()
+	if got := a.got(); len(got) != 1 || got[0].mail.Client.UID != 1001 || got[0].mail.Client.User != "ana" {
+		t.Errorf("got %s", renderAll(got))
+	}
+	if err := s.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	near3, far3 := net.Pipe()
+	wg.Go(func() { s.ServeConn(context.Background(), far3, envelope.Client{}) })
+	if _, err := near3.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("after Shutdown: %v, want EOF", err)
+	}
+	wg.Wait()
+}
