@@ -393,6 +393,12 @@ func (w *writer) sendSlice(o *sending) error {
 		// The neighbour keeps what it has. Its side of this offer ends with the contact.
 		return &farewell{fmt.Errorf("read packet %s: %w", o.p.ID, err)}
 	}
+	w.mu.Lock()
+	o.from = from + int64(n)
+	if o.from == o.p.Size {
+		o.wanted = false // before the last byte leaves: the neighbour may want all of it again at once
+	}
+	w.mu.Unlock()
 	began := time.Now()
 	if err := firstErr(w.write(frameData, []uint64{o.n}, w.slice[:n]), w.flush()); err != nil {
 		return err
@@ -403,12 +409,6 @@ func (w *writer) sendSlice(o *sending) error {
 	case took > time.Second:
 		w.size = max(w.size/2, minSlice)
 	}
-	w.mu.Lock()
-	o.from = from + int64(n)
-	if o.from == o.p.Size {
-		o.wanted = false
-	}
-	w.mu.Unlock()
 	w.progress()
 	return nil
 }
