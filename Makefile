@@ -45,7 +45,7 @@ lint:
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
 # sendmail and its other names do not go to bin or sbin: making mochila the machine's sendmail is the administrator's
-# decision (docs/sendmail.md).
+# decision (README.md).
 install: build
 	install -D -m 0755 bin/mochila $(DESTDIR)$(PREFIX)/bin/mochila
 	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
