@@ -15,7 +15,7 @@ func FuzzBundle(f *testing.F) {
 	for _, b := range [][]byte{
 		join([]byte{0}), join(stored(envelopeRecord(1, text(300))), []byte{0}), join([]byte{methodStream, 1}),
 		write(f, c, Options{}, sampleItems()[:4]),
-		write(f, c, Options{}, []item{{"a", envelope.RecordEnvelope, nil, text(2 << 20)}}),
+		write(f, c, Options{}, []item{{"a", envelope.RecordEnvelope, nil, text(MaxFrame)}}),
 	} {
 		f.Add(b)
 	}
@@ -75,7 +75,7 @@ func FuzzContent(f *testing.F) {
 	f.Add(noise(1, 3000), uint16(1000), uint8(255))
 	f.Fuzz(func(t *testing.T, b []byte, cut uint16, trust uint8) {
 		var want []item
-		for i := 0; len(b) > 0 && i < 200; i++ {
+		for i := 0; len(b) > 0 && i < 12; i++ {
 			n := min(len(b), 1+int(cut))
 			want = append(want, item{string(rune('a' + i%(1+int(trust)))), envelope.RecordEnvelope, nil, b[:n]})
 			b = b[n:]
