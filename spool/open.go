@@ -19,8 +19,8 @@ import (
 // formatVersion is the version of the index layout that this program writes.
 const formatVersion = 1
 
-// migrations lead from one version of the index to the next: element v makes version v+1 of version v. Each runs in
-// one transaction with the new version number, so a crash leaves one version or the other.
+// migrations lead from one version of the index to the next: element v makes version v+1 of version v. All of them run
+// in one transaction with the new version number, so a crash leaves one version or the other.
 var migrations = map[uint64]func(*bolt.Tx) error{}
 
 // Keys of bucket meta that are the spool's own; those of its owner begin with "u:".
@@ -183,37 +183,61 @@ func (s *Spool) openDB(path string) (err error) {
 
 // checkVersion refuses what is newer, migrates what is older, and makes missing buckets.
 func (s *Spool) checkVersion() error {
-	return s.db.Update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucketNames[bkMeta].name)
-		if err != nil {
-			return err
-		}
-		v, err := strconv.ParseUint(string(b.Get(metaVersion)), 10, 32)
-		if err != nil {
-			return fmt.Errorf("index has no format version: %q", b.Get(metaVersion))
-		}
-		if v > formatVersion {
-			return fmt.Errorf("%w: its version is %d, this program knows %d; install the program that wrote it, or drain the spool with that one first", ErrNewer, v, formatVersion)
-		}
-		for ; v < formatVersion; v++ {
-			step, ok := migrations[v]
-			if !ok {
-				return fmt.Errorf("no way leads from index version %d to %d", v, v+1)
-			}
-			if err := step(tx); err != nil {
-				return fmt.Errorf("migrating the index from version %d: %w", v, err)
-			}
-		}
-		if err := b.Put(metaVersion, []byte(strconv.Itoa(formatVersion))); err != nil {
-			return err
-		}
+	ready := true
+	err := s.db.View(func(tx *bolt.Tx) error {
 		for _, n := range bucketNames {
-			if _, err := tx.CreateBucketIfNotExists(n.name); err != nil {
-				return err
-			}
+			ready = ready && tx.Bucket(n.name) != nil
 		}
-		return nil
+		if !ready {
+			return nil
+		}
+		v, err := indexVersion(tx)
+		ready = v == formatVersion
+		return err
 	})
+	if err != nil || ready {
+		return err
+	}
+	return s.db.Update(migrate)
+}
+
+// indexVersion reads the format version and refuses a newer one.
+func indexVersion(tx *bolt.Tx) (uint64, error) {
+	var text []byte
+	if b := tx.Bucket(bucketNames[bkMeta].name); b != nil {
+		text = b.Get(metaVersion)
+	}
+	v, err := strconv.ParseUint(string(text), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("index has no format version: %q", text)
+	}
+	if v > formatVersion {
+		return v, fmt.Errorf("%w: its version is %d, this program knows %d; install the program that wrote it, or drain the spool with that one first", ErrNewer, v, formatVersion)
+	}
+	return v, nil
+}
+
+// migrate brings the index to this version, all steps in one transaction.
+func migrate(tx *bolt.Tx) error {
+	v, err := indexVersion(tx)
+	if err != nil {
+		return err
+	}
+	for ; v < formatVersion; v++ {
+		step, ok := migrations[v]
+		if !ok {
+			return fmt.Errorf("no way leads from index version %d to %d", v, v+1)
+		}
+		if err := step(tx); err != nil {
+			return fmt.Errorf("migrating the index from version %d: %w", v, err)
+		}
+	}
+	for _, n := range bucketNames {
+		if _, err := tx.CreateBucketIfNotExists(n.name); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(bucketNames[bkMeta].name).Put(metaVersion, []byte(strconv.Itoa(formatVersion)))
 }
 
 // loadDests reads the numbers of destinations.
