@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -209,7 +208,7 @@ func (c *contact) onData(ctx, inner context.Context, f frame) error {
 		return fmt.Errorf("%w: DATA for offer %d, which was not made", errFrame, n)
 	case r == nil:
 		return nil // sent before the neighbour saw the verdict
-	case complete, int64(len(f.body)) > r.part.size-r.part.off:
+	case len(f.body) > maxSlice, complete, int64(len(f.body)) > r.part.size-r.part.off:
 		return fmt.Errorf("%w: DATA beyond the end of packet %s", errFrame, r.part.id)
 	}
 	if _, err := r.part.Write(f.body); err != nil {
@@ -395,5 +394,3 @@ func (c *contact) onDone(f frame) error {
 	c.peerDone = true
 	return nil
 }
-
-var _ io.Writer = (*partial)(nil)
