@@ -118,6 +118,27 @@ func (f *fake) note(list *[]string, s string) {
 	*list = append(*list, s)
 }
 
+// script returns what the test has set last.
+func (f *fake) script() (func(string) string, func(int, string) []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reply, f.body
+}
+
+// set changes the script while the server runs.
+func (f *fake) set(reply func(cmd string) string, body func(conn int, raw string) []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reply, f.body = reply, body
+}
+
+// seen tells how many connections and mails there were.
+func (f *fake) seen() (conns, mails int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.conns, len(f.bodies)
+}
+
 // commands are the commands seen since the last call, those of the greeting left out.
 func (f *fake) commands() []string {
 	f.mu.Lock()
@@ -157,8 +178,8 @@ func (f *fake) talk(c net.Conn, n int) {
 			holding = true
 		}
 		answer := ""
-		if f.reply != nil {
-			answer = f.reply(cmd)
+		if reply, _ := f.script(); reply != nil {
+			answer = reply(cmd)
 		}
 		if answer == "close" {
 			return
@@ -244,8 +265,8 @@ func (f *fake) data(c net.Conn, r *bufio.Reader, n, accepted int) bool {
 	}
 	f.note(&f.bodies, b.String())
 	var answers []string
-	if f.body != nil {
-		answers = f.body(n, b.String())
+	if _, body := f.script(); body != nil {
+		answers = body(n, b.String())
 	}
 	if answers == nil {
 		answers = []string{"250 2.0.0 queued as 1"}

@@ -36,6 +36,7 @@ func TestHeloFallback(t *testing.T) {
 	}}
 	tr := open(t, f.start(t), Options{})
 	check(t, tr, mail("a@x", hello, "b@y"), "0 delivered 250 2.0.0 queued as 1")
+	f.stop()
 	if got := strings.Join(f.log, "|"); got != "EHLO camp.example|HELO camp.example|MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA" {
 		t.Errorf("commands: %s", got)
 	}
@@ -51,8 +52,8 @@ func TestPipelining(t *testing.T) {
 		f.checkCommands(t, "MAIL FROM:<a@x> SIZE=56", "RCPT TO:<b@y>", "RCPT TO:<c@z>", "DATA")
 	}
 	f.checkBodies(t, "Received: from here\r\n"+wire, "Received: from here\r\n"+wire)
-	if f.conns != 1 {
-		t.Errorf("%d connections, want 1", f.conns)
+	if conns, _ := f.seen(); conns != 1 {
+		t.Errorf("%d connections, want 1", conns)
 	}
 }
 
@@ -80,8 +81,8 @@ func TestManyRecipients(t *testing.T) {
 		if len(ext) > 1 {
 			want = 5
 		}
-		if n != 300 || len(f.bodies) != want {
-			t.Errorf("%d recipients in %d mails, want 300 in %d", n, len(f.bodies), want)
+		if _, mails := f.seen(); n != 300 || mails != want {
+			t.Errorf("%d recipients in %d mails, want 300 in %d", n, mails, want)
 		}
 	}
 }
@@ -106,15 +107,15 @@ func TestTooManyRecipients(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if len(f.bodies) != 3 {
-		t.Errorf("%d mails, want 3", len(f.bodies))
+	if _, mails := f.seen(); mails != 3 {
+		t.Errorf("%d mails, want 3", mails)
 	}
-	f.reply = func(cmd string) string {
+	f.set(func(cmd string) string {
 		if strings.HasPrefix(cmd, "RCPT") {
 			return "552 5.5.3 too many recipients"
 		}
 		return ""
-	}
+	}, nil)
 	check(t, tr, mail("a@x", hello, "1@y"), "0 pending 452 4.5.3 too many recipients")
 }
 
@@ -148,8 +149,8 @@ func TestRecipientVerdicts(t *testing.T) {
 		// Nobody accepted, and the next mail on the same connection is not bothered by it.
 		check(t, tr, mail("a@x", hello, "no@y"), "0 failed 550 5.1.1 <no@y>: ?[31mRecipient address rejected: User unknown")
 		check(t, tr, mail("a@x", hello, "ok@y"), "0 delivered 250 2.0.0 queued as 1"+dsn)
-		if f.conns != 1 || len(f.bodies) != 2 {
-			t.Errorf("%d connections, %d mails", f.conns, len(f.bodies))
+		if conns, mails := f.seen(); conns != 1 || mails != 2 {
+			t.Errorf("%d connections, %d mails", conns, mails)
 		}
 		if c := strings.Join(f.commands(), "|"); !strings.HasSuffix(c, "|RSET|MAIL FROM:<a@x>"+map[bool]string{true: " SIZE=35"}[ext != nil]+"|RCPT TO:<ok@y>|DATA") {
 			t.Errorf("commands end in %s", c)
@@ -201,10 +202,10 @@ func TestMailAndDataRefused(t *testing.T) {
 			}
 			tr := open(t, f.start(t), Options{})
 			check(t, tr, mail("a@x", hello, "b@y", "c@y"), "0 "+c.want, "1 "+c.want)
-			f.reply, f.body = nil, nil
+			f.set(nil, nil)
 			check(t, tr, mail("a@x", hello, "b@y"), "0 delivered 250 2.0.0 queued as 1")
-			if f.conns != 1 {
-				t.Errorf("%s %s: %d connections", c.verb, c.reply, f.conns)
+			if conns, _ := f.seen(); conns != 1 {
+				t.Errorf("%s %s: %d connections", c.verb, c.reply, conns)
 			}
 		}
 	}
@@ -231,7 +232,7 @@ func TestLMTP(t *testing.T) {
 		m := mail("a@x", hello, "1@y", "no@y", "2@y", "3@y")
 		m.Env.Mail.Recipients[0].Notify = envelope.NotifySuccess
 		check(t, tr, m, "0 delivered 250 2.0.0 one", "1 failed 550 5.1.1 no", "2 pending 452 4.2.2 full", "3 failed 550 5.7.1 sieve")
-		f.body = func(int, string) []string { return []string{"250 2.0.0 one", "close"} }
+		f.set(f.reply, func(int, string) []string { return []string{"250 2.0.0 one", "close"} })
 		check(t, tr, m, "0 delivered 250 2.0.0 one", "1 failed 550 5.1.1 no",
 			"2 pending 0 4.4.2 lost connection with ADDR while waiting for the answer to the final dot (the mail may have been taken): connection closed",
 			"3 pending 0 4.4.2 lost connection with ADDR while waiting for the answer to the final dot (the mail may have been taken): connection closed")
@@ -388,7 +389,7 @@ func TestEarlyAnswer(t *testing.T) {
 		tr := open(t, f.start(t), Options{})
 		got := tr.Deliver(context.Background(), rawMail("a@x", big, "b@y"))
 		// Whether the refusal outruns the closing of the connection is up to the network.
-		if a := got[0].Action.String(); a != want && a != "pending" || len(f.bodies) != 0 {
+		if a := got[0].Action.String(); a != want && a != "pending" {
 			t.Errorf("%q: %s", reply, show(got))
 		}
 	}
@@ -403,19 +404,17 @@ func TestStaleConnection(t *testing.T) {
 	check(t, tr, mail("a@x", hello, "b@y"), ok)
 	// 421 in answer to the first command of a mail is the same: the server has given up on the idle connection.
 	n := 0
-	f.mu.Lock()
-	f.reply = func(cmd string) string {
+	f.set(func(cmd string) string {
 		if strings.HasPrefix(cmd, "MAIL") {
 			if n++; n == 1 {
 				return "421 4.4.2 idle for too long"
 			}
 		}
 		return ""
-	}
-	f.mu.Unlock()
+	}, nil)
 	check(t, tr, mail("a@x", hello, "b@y"), ok)
-	if f.conns != 3 || len(f.bodies) != 3 {
-		t.Errorf("%d connections, %d mails, want 3 and 3", f.conns, len(f.bodies))
+	if conns, mails := f.seen(); conns != 3 || mails != 3 {
+		t.Errorf("%d connections, %d mails, want 3 and 3", conns, mails)
 	}
 }
 
@@ -453,8 +452,8 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if f.conns > 3 || len(f.bodies) != 160 {
-		t.Errorf("%d connections, %d mails", f.conns, len(f.bodies))
+	if conns, mails := f.seen(); conns > 3 || mails != 160 {
+		t.Errorf("%d connections, %d mails", conns, mails)
 	}
 }
 
@@ -470,8 +469,8 @@ func TestCancel(t *testing.T) {
 	f.lmtp = true
 	tr := open(t, f.start(t), Options{})
 	got := tr.Deliver(ctx, mail("a@x", hello, "b@y"))
-	if got[0].Action != envelope.ActionPending || len(f.bodies) != 0 {
-		t.Errorf("%s, %d mails", show(got), len(f.bodies))
+	if _, mails := f.seen(); got[0].Action != envelope.ActionPending || mails != 0 {
+		t.Errorf("%s, %d mails", show(got), mails)
 	}
 	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y"), "0 pending 0 4.3.2 not tried")
 
@@ -483,6 +482,6 @@ func TestCancel(t *testing.T) {
 	}}
 	tr = open(t, f.start(t), Options{})
 	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y"), "0 delivered 250 2.0.0 queued as 1")
-	f.body = nil
+	f.set(nil, nil)
 	check(t, tr, mail("a@x", hello, "b@y"), "0 delivered 250 2.0.0 queued as 1") // that connection is not used again
 }
