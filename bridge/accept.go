@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"mochila/bridge/route"
 	"mochila/internal/envelope"
 	"mochila/smtpd"
 	"mochila/spool"
@@ -58,6 +57,38 @@ func (b *Bridge) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, er
 	return b.Data(ctx, m)
 }
 
+// maildropSeen remembers the maildrop files that were committed and are perhaps not removed yet.
+const maildropSeen = "maildrop"
+
+// SubmitFile is Submit for a file of the maildrop: its name is stored in the same commit, so that a crash before the
+// file is removed takes no mail twice.
+func (b *Bridge) SubmitFile(ctx context.Context, name string, m *envelope.Mail) (smtpd.Intake, error) {
+	in, err := b.Submit(ctx, m)
+	if err == nil {
+		in.(*intake).file = name
+	}
+	return in, err
+}
+
+// SeenFile reports whether the mail in a maildrop file was committed before.
+func (b *Bridge) SeenFile(name string) bool {
+	var seen bool
+	err := b.spool.View(func(tx *spool.Tx) error { seen = tx.KV(maildropSeen).Get([]byte(name)) != nil; return nil })
+	return err == nil && seen
+}
+
+// ForgetFiles says that maildrop files are durably gone.
+func (b *Bridge) ForgetFiles(names []string) error {
+	return b.spool.Apply(func(tx *spool.Tx) error {
+		for _, n := range names {
+			if err := tx.KV(maildropSeen).Delete([]byte(n)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 type intake struct {
 	b     *Bridge
 	mail  *envelope.Mail
@@ -66,6 +97,7 @@ type intake struct {
 	now   time.Time
 	n     int64
 	limit int64
+	file  string // of the maildrop
 }
 
 func (in *intake) Write(p []byte) (int, error) {
@@ -93,7 +125,15 @@ func (in *intake) Commit(context.Context) (string, error) {
 		in.body.Discard()
 		return "", err
 	}
-	if err := in.b.spool.Apply(func(tx *spool.Tx) error { return tx.Add(item, in.body) }); err != nil {
+	err = in.b.spool.Apply(func(tx *spool.Tx) error {
+		if in.file != "" {
+			if err := tx.KV(maildropSeen).Put([]byte(in.file), env.ID[:]); err != nil {
+				return err
+			}
+		}
+		return tx.Add(item, in.body)
+	})
+	if err != nil {
 		in.body.Discard()
 		return "", storageStatus(err)
 	}
@@ -253,4 +293,3 @@ func storageStatus(err error) error {
 }
 
 var _ smtpd.Acceptor = (*Bridge)(nil)
-var _ = route.Table{}

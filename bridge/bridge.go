@@ -33,6 +33,8 @@ type Options struct {
 	Stream transport.StreamOptions // of live contacts
 	// Link opens the link of a contact; nil = transport.Open of its URL.
 	Link func(c *Contact) (transport.Link, error)
+	// NoContacts leaves contacts to Sync: for a command that opens the node for a moment.
+	NoContacts bool
 	// Joined stores a peer that has come by invitation and returns the policy with it; nil = no invitations.
 	Joined func(name, url string, card *seal.Card) (*Policy, error)
 	// Deliver opens a delivery; nil = deliver.New.

@@ -104,7 +104,7 @@ func (b *Bridge) runContacts(ctx context.Context) {
 
 // shouldStart decides whether a contact begins now, and when to look again.
 func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (start bool, again time.Duration) {
-	if c.When.Manual || c.When.OnCall || c.Paused {
+	if c.When.Manual || c.When.OnCall || c.Paused || c.URL == "" || b.opt.NoContacts {
 		return false, 0
 	}
 	b.mu.Lock()
@@ -131,7 +131,7 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	switch {
 	case poked:
 	case interval > 0 && now.Sub(last) >= interval:
-	case (c.When.Always || len(c.When.Windows) > 0) && b.dueFor(c):
+	case (c.When.Always || len(c.When.Windows) > 0) && b.DueFor(c):
 	default:
 		if interval > 0 {
 			return false, max(interval-now.Sub(last), time.Millisecond)
@@ -190,8 +190,8 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 	}()
 }
 
-// dueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
-func (b *Bridge) dueFor(c *Contact) bool {
+// DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
+func (b *Bridge) DueFor(c *Contact) bool {
 	p := b.Policy()
 	through := func(n envelope.NodeID) bool {
 		if n == c.Node {
@@ -308,7 +308,7 @@ type SyncResult struct {
 func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
 	if len(contacts) == 0 {
 		for _, c := range b.Policy().Contacts {
-			if !c.When.OnCall && !c.Paused {
+			if !c.When.OnCall && !c.Paused && c.URL != "" {
 				contacts = append(contacts, c)
 			}
 		}

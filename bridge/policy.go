@@ -59,6 +59,7 @@ type Contact struct {
 	MaxBytes  int64             // per contact; 0 = no limit
 	Via       []envelope.NodeID // further nodes reached through this neighbour by default
 	Paused    bool
+	Label     envelope.Label // of a stranger on a folder; Node is zero then
 }
 
 // When is the timetable of a contact.
@@ -68,15 +69,19 @@ type When struct {
 	OnCall  bool          // they call us
 	Manual  bool          // only when a person says so
 	Windows []Window      // Always, but only inside these
+	UTC     bool          // the windows are in UTC, not local time
 }
 
-// Window is a stretch of the week in local time, minutes from Monday 00:00; From > To wraps around.
+// Window is a stretch of the week in local time, minutes from Monday 00:00, To excluded; From > To wraps around.
 type Window struct{ From, To int }
 
 // Open reports whether t lies inside one of the windows; no windows means always.
 func (w When) Open(t time.Time) bool {
 	if len(w.Windows) == 0 {
 		return true
+	}
+	if w.UTC {
+		t = t.UTC()
 	}
 	m := (int(t.Weekday())+6)%7*1440 + t.Hour()*60 + t.Minute()
 	for _, x := range w.Windows {

@@ -1,0 +1,226 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+
+	"mochila/internal/config"
+	"mochila/internal/durable"
+)
+
+// Client talks to a node: over the control socket of its daemon, or, if none runs, over an in-memory connection to
+// the same handlers in this process. The verbs cannot tell the difference.
+type Client struct {
+	http *http.Client
+	node *Node // opened by this process
+	stop func()
+}
+
+// ClientOptions are what Dial needs besides the home.
+type ClientOptions struct {
+	Version string
+	Log     *slog.Logger // of a node opened in this process
+}
+
+// Dial finds the daemon of a home, or opens the node itself.
+func Dial(ctx context.Context, home config.Home, o ClientOptions) (*Client, error) {
+	path := home.ControlSocket()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		conn.Close()
+		tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", path)
+		}}
+		return &Client{http: &http.Client{Transport: tr}, stop: tr.CloseIdleConnections}, nil
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, &Error{Message: fmt.Sprintf("control socket %s: permission denied", path), Hint: "be root, or a member of its group", Exit: ExitDenied}
+	}
+	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	n, err := Open(home, NodeOptions{Version: o.Version, Log: o.Log})
+	if err != nil {
+		if errors.Is(err, durable.ErrLocked) {
+			return nil, &Error{Message: err.Error(), Hint: "another mochila is at work on this node: try again when it has finished", Exit: ExitTemp}
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return nil, &Error{Message: err.Error(), Hint: "be root or the daemon's user, or start the daemon", Exit: ExitDenied}
+		}
+		return nil, err
+	}
+	return inMemory(n), nil
+}
+
+// inMemory serves a node's handlers on connections that never leave the process.
+func inMemory(n *Node) *Client {
+	ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
+	srv := &http.Server{Handler: n.Handler()}
+	served := make(chan struct{})
+	go func() { defer close(served); srv.Serve(ln) }()
+	tr := &http.Transport{DialContext: ln.dial}
+	return &Client{http: &http.Client{Transport: tr}, node: n, stop: func() {
+		tr.CloseIdleConnections()
+		srv.Close()
+		<-served
+	}}
+}
+
+// Daemon reports whether a daemon answers, not this process.
+func (c *Client) Daemon() bool { return c.node == nil }
+
+// Close ends the connection, and gives back a node that Dial opened.
+func (c *Client) Close() error {
+	c.stop()
+	if c.node != nil {
+		return c.node.Close()
+	}
+	return nil
+}
+
+// Get asks a verb and fills out.
+func (c *Client) Get(ctx context.Context, path string, out any) error {
+	return c.do(ctx, http.MethodGet, path, nil, out)
+}
+
+// Post asks a verb with in as its request and fills out, which may be nil.
+func (c *Client) Post(ctx context.Context, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	return c.do(ctx, http.MethodPost, path, body, out)
+}
+
+// Upload posts a stream.
+func (c *Client) Upload(ctx context.Context, path string, body io.Reader, out any) error {
+	return c.do(ctx, http.MethodPost, path, body, out)
+}
+
+// Raw copies what a verb answers to w.
+func (c *Client) Raw(ctx context.Context, path string, w io.Writer) error {
+	r, err := c.send(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	_, err = io.Copy(w, r.Body)
+	return err
+}
+
+// Stream posts in and hands each JSON line of the answer to each.
+func (c *Client) Stream(ctx context.Context, path string, in any, each func(json.RawMessage) error) error {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	r, err := c.send(ctx, http.MethodPost, path, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	d := json.NewDecoder(r.Body)
+	for {
+		var m json.RawMessage
+		if err := d.Decode(&m); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read the answer: %w", err)
+		}
+		if err := each(m); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader, out any) error {
+	r, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	if out == nil {
+		_, err := io.Copy(io.Discard, r.Body)
+		return err
+	}
+	if err := json.NewDecoder(r.Body).Decode(out); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return nil
+}
+
+// send makes a request; an answer that is an error becomes one.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	q, err := http.NewRequestWithContext(ctx, method, "http://mochila"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.http.Do(q)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, &Error{Message: "interrupted", Exit: ExitTemp}
+		}
+		return nil, &Error{Message: "talk to the daemon: " + err.Error(), Exit: ExitUnavailable}
+	}
+	if r.StatusCode/100 == 2 {
+		return r, nil
+	}
+	defer r.Body.Close()
+	e := &Error{Exit: ExitSoftware}
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxRequest)).Decode(e); err != nil || e.Message == "" {
+		e.Message = fmt.Sprintf("%s %s: %s", method, path, r.Status)
+	}
+	return nil, e
+}
+
+// pipeListener hands out the far ends of in-memory connections.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case l.conns <- there:
+		return here, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "in memory", Net: "unix"} }

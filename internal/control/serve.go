@@ -1,0 +1,332 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"mochila/bridge/route"
+	"mochila/internal/config"
+	"mochila/internal/seal"
+	"mochila/smtpd"
+	"mochila/smtpd/submission"
+	"mochila/transport"
+)
+
+// ServeOptions are what the daemon needs besides its home.
+type ServeOptions struct {
+	Version string
+	Log     *slog.Logger
+	Reload  <-chan struct{} // each value reads the configuration again
+	Ready   func()          // called once everything listens
+}
+
+// grace is how long connections may take to end after a shutdown began.
+const grace = 10 * time.Second
+
+// Serve runs the daemon of a home until ctx ends: SMTP and LMTP listeners, the submission socket and the maildrop,
+// the control socket, neighbours' calls, contacts and deliveries.
+func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
+	n, err := Open(home, NodeOptions{Version: o.Version, Log: o.Log, Daemon: true})
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	d := &daemon{Node: n, cancel: cancel}
+	if err := d.start(ctx); err != nil {
+		cancel(err)
+		d.stop()
+		return err
+	}
+	n.log.Info(fmt.Sprintf("daemon started -- version %s, node %s", o.Version, n.config().Name), "service", "master")
+	if o.Ready != nil {
+		o.Ready()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			d.stop()
+			n.log.Info("daemon stopped", "service", "master")
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+				return cause
+			}
+			return nil
+		case <-o.Reload:
+			if err := n.Reload(); err != nil {
+				n.log.Error("reload", "err", err)
+			} else {
+				n.log.Info("configuration reloaded", "service", "master")
+			}
+		}
+	}
+}
+
+// daemon is a node with its listeners.
+type daemon struct {
+	*Node
+	cancel  context.CancelCauseFunc
+	wg      sync.WaitGroup
+	servers []*smtpd.Server
+	http    *http.Server
+}
+
+// go_ runs one part of the daemon; its failure ends all.
+func (d *daemon) run(ctx context.Context, what string, f func(context.Context) error) {
+	d.wg.Add(1)
+	go func() {
+		defer d.wg.Done()
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			d.cancel(fmt.Errorf("%s: %w", what, err))
+		}
+	}()
+}
+
+func (d *daemon) start(ctx context.Context) error {
+	if err := makeHome(d.home); err != nil {
+		return err
+	}
+	if err := d.listenMail(ctx); err != nil {
+		return err
+	}
+	if err := d.listenSubmission(ctx); err != nil {
+		return err
+	}
+	if err := d.listenLinks(ctx); err != nil {
+		return err
+	}
+	if err := d.listenControl(ctx); err != nil {
+		return err
+	}
+	d.run(ctx, "engine", func(ctx context.Context) error { d.bridge.Run(ctx); return nil })
+	d.run(ctx, "maildrop", d.watchMaildrop)
+	return nil
+}
+
+// stop waits for what is under way: mails inside DATA are finished, the rest is told to come again.
+func (d *daemon) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range d.servers {
+		wg.Add(1)
+		go func() { defer wg.Done(); s.Shutdown(ctx) }()
+	}
+	if d.http != nil {
+		d.http.Shutdown(ctx)
+	}
+	wg.Wait()
+	d.wg.Wait()
+}
+
+func (n *Node) smtpLimits() smtpd.Limits {
+	c := n.config()
+	return smtpd.Limits{Recipients: c.SMTP.MaxRecipients, MessageSize: int64(c.SMTP.MaxSize), Received: c.Limits.Received}
+}
+
+// server makes an SMTP or LMTP server of the configuration.
+func (n *Node) server(lmtp bool) (*smtpd.Server, error) {
+	c := n.config()
+	s := &smtpd.Server{Acceptor: n.bridge, Hostname: c.SMTP.Hostname, LMTP: lmtp, Limits: n.smtpLimits(),
+		RelayFrom: c.SMTP.Prefixes(), Normalize: c.SMTP.Normalize, Log: n.log.With("service", "smtpd")}
+	if len(c.SMTP.OpenTo) > 0 {
+		open, err := patterns(c.SMTP.OpenTo)
+		if err != nil {
+			return nil, fmt.Errorf("[smtp] open_to: %w", err)
+		}
+		s.OpenTo = func(addr string) bool {
+			for _, p := range open {
+				if p.Match(addr) {
+					return true
+				}
+			}
+			return route.Domain(addr) == ""
+		}
+	}
+	if c.SMTP.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(c.SMTP.TLSCert, c.SMTP.TLSKey)
+		if err != nil {
+			return nil, fmt.Errorf("[smtp] tls_cert: %w", err)
+		}
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	return s, nil
+}
+
+func (d *daemon) listenMail(ctx context.Context) error {
+	for _, l := range d.config().SMTP.Listen {
+		var ln net.Listener
+		var err error
+		if l.Network == "unix" {
+			if err = os.MkdirAll(filepath.Dir(l.Addr), 0o755); err == nil {
+				ln, err = smtpd.ListenUnix(l.Addr, smtpd.SocketMode)
+			}
+		} else {
+			ln, err = net.Listen("tcp", l.Addr)
+		}
+		if err != nil {
+			return &Error{Message: fmt.Sprintf("listen on %s: %v", l, err), Hint: "is another daemon there? change [smtp] listen", Exit: ExitUnavailable}
+		}
+		s, err := d.server(l.LMTP)
+		if err != nil {
+			ln.Close()
+			return err
+		}
+		d.servers = append(d.servers, s)
+		d.listens = append(d.listens, l.String())
+		d.run(ctx, "listener "+l.String(), func(ctx context.Context) error {
+			// the server drains in stop, not when ctx ends: a mail inside DATA is finished
+			err := s.Serve(context.WithoutCancel(ctx), ln)
+			if errors.Is(err, smtpd.ErrClosed) {
+				return nil
+			}
+			return err
+		})
+	}
+	return nil
+}
+
+func (d *daemon) listenSubmission(ctx context.Context) error {
+	ln, err := submission.Listen(d.home.SubmitSocket())
+	if err != nil {
+		return err
+	}
+	smtp, err := d.server(false)
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	d.servers = append(d.servers, smtp)
+	c := d.config()
+	srv := submission.New(&submitDesk{Node: d.Node, smtp: smtp}, submission.Options{MaxSize: int64(c.SMTP.MaxSize),
+		MaxRecipients: c.SMTP.MaxRecipients, Owner: int64(os.Geteuid()), Log: d.log.With("service", "pickup")})
+	d.run(ctx, "submission socket", func(ctx context.Context) error { return srv.Serve(ctx, ln) })
+	return nil
+}
+
+func (d *daemon) listenLinks(ctx context.Context) error {
+	for _, addr := range d.config().Link.Listen {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			return &Error{Message: fmt.Sprintf("listen for neighbours on %s: %v", addr, err), Hint: "change [link] listen", Exit: ExitUnavailable}
+		}
+		d.listens = append(d.listens, "link:"+addr)
+		srv := &transport.Server{Reception: d.bridge, Log: d.log.With("service", "link"),
+			Stream: transport.StreamOptions{Partials: d.partials, MaxSize: 1 << 40, Log: d.log}}
+		d.run(ctx, "link listener "+addr, func(ctx context.Context) error { return srv.Serve(ctx, ln) })
+	}
+	return nil
+}
+
+func (d *daemon) listenControl(ctx context.Context) error {
+	ln, err := smtpd.ListenUnix(d.home.ControlSocket(), smtpd.SocketMode)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	d.http = &http.Server{Handler: d.Handler(), ReadHeaderTimeout: time.Minute, BaseContext: func(net.Listener) context.Context { return ctx }}
+	d.run(ctx, "control socket", func(context.Context) error {
+		if err := d.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+// watchMaildrop collects what sendmail left while no daemon answered: at start, at a hint, and each half minute.
+func (d *daemon) watchMaildrop(ctx context.Context) error {
+	var hints chan fsnotify.Event
+	if w, err := fsnotify.NewWatcher(); err == nil {
+		defer w.Close()
+		if w.Add(d.drop.Path()) == nil {
+			hints = w.Events
+		}
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-hints:
+			if e.Op&(fsnotify.Create|fsnotify.Rename) == 0 {
+				continue
+			}
+		case <-timer.C:
+		}
+		if _, err := d.Collect(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("maildrop", "err", err)
+		}
+		timer.Reset(30 * time.Second)
+	}
+}
+
+// InitOptions are what a new node is made of.
+type InitOptions struct {
+	Name    string
+	Domain  string   // default NAME.mochila
+	Maildir string   // mail that ends here goes to a Maildir per user below this folder
+	Via     string   // or to this delivery URL
+	Bounce  string   // where error reports go that nothing else takes
+	Listen  []string // [smtp] listen
+}
+
+// InitReply tells what was made.
+type InitReply struct {
+	Name string `json:"name"`
+	ID   string `json:"id"`
+	Home string `json:"home"`
+	Card string `json:"card"`
+}
+
+// Init makes a node: identity, configuration, spool. An existing one is left alone.
+func Init(_ context.Context, home config.Home, o InitOptions) (*InitReply, error) {
+	if home.Initialized() {
+		return nil, &Error{Message: fmt.Sprintf("there is a node at %s already", home.ConfigDir), Hint: "choose another --home, or edit " + home.Config(), Exit: ExitCreate}
+	}
+	if err := config.CheckName(o.Name); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitUsage}
+	}
+	via := o.Via
+	if o.Maildir != "" {
+		if via != "" {
+			return nil, &Error{Message: "both a Maildir and a delivery URL were given", Hint: "give one of --maildir and --deliver", Exit: ExitUsage}
+		}
+		abs, err := filepath.Abs(o.Maildir)
+		if err != nil {
+			return nil, err
+		}
+		via = "maildir:" + filepath.Join(abs, "%u")
+	}
+	domain := o.Domain
+	if domain == "" {
+		domain = o.Name + ".mochila"
+	}
+	keys, err := seal.Create(home.IdentityDir, seal.Options{Name: o.Name, Domains: []string{domain}, Now: time.Now()})
+	if err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
+	}
+	if err := config.WriteInitial(home, config.Initial{Name: o.Name, Domain: o.Domain, Listen: o.Listen, Via: via, Bounce: o.Bounce}); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
+	}
+	if err := makeHome(home); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
+	}
+	n, err := Open(home, NodeOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	return &InitReply{Name: o.Name, ID: keys.ID().String(), Home: home.ConfigDir, Card: keys.Card().Text()}, nil
+}

@@ -1,0 +1,454 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"mochila/bridge"
+	"mochila/internal/config"
+	"mochila/internal/envelope"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+)
+
+// act is POST /v1/queue.
+func (n *Node) act(a QueueAction) (*QueueActed, error) {
+	verb := bridge.Verb(a.Verb)
+	out := &QueueActed{Done: []string{}}
+	var ids []envelope.ID
+	for _, text := range a.IDs {
+		if strings.EqualFold(text, "ALL") {
+			err := n.eachItem(context.Background(), queueFilter{}, func(q QueueItem) error {
+				id, err := envelope.ParseID(q.QueueID)
+				ids = append(ids, id)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		id, err := n.resolve(text)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		err := n.bridge.Act(id, verb)
+		if errors.Is(err, spool.ErrNotFound) {
+			if len(ids) == 1 {
+				return nil, &Error{Message: fmt.Sprintf("%s has ended", id), Hint: "mochila trace " + id.String(), Exit: ExitData}
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out.Done = append(out.Done, id.String())
+	}
+	return out, nil
+}
+
+// flush makes everything due, or what goes to one site.
+func (n *Node) flush(context.Context, string) error { return n.bridge.Flush() }
+
+// card is this node's card as text.
+func (n *Node) card() string { return n.keys.Card().Text() }
+
+// carrierURL accepts a plain folder where a carrier URL is meant.
+func carrierURL(s string) (string, error) {
+	if strings.Contains(s, ":") && !strings.HasPrefix(s, "/") && !strings.HasPrefix(s, ".") {
+		if _, err := transport.Parse(transport.Schemes(), s); err != nil {
+			return "", hintOf(err, ExitUsage)
+		}
+		return s, nil
+	}
+	abs, err := filepath.Abs(s)
+	if err != nil {
+		return "", err
+	}
+	return "dir:" + abs, nil
+}
+
+// hintOf wraps an error that carries advice.
+func hintOf(err error, exit int) *Error {
+	e := &Error{Message: err.Error(), Exit: exit}
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		e.Hint = h.Hint()
+	}
+	return e
+}
+
+// folderOf opens the folder of a carrier; nil when it is not one.
+func folderOf(url string) (transport.Folder, error) {
+	c, err := transport.Parse(transport.Schemes(), url)
+	if err != nil {
+		return nil, hintOf(err, ExitUsage)
+	}
+	return c.Folder, nil
+}
+
+// invitation is what travels to a guest: a header line, the card, the secret. It is text, so that it can also be
+// mailed or pasted.
+type invitation struct {
+	Name   string `json:"name"`
+	Card   string `json:"card"`
+	Secret []byte `json:"secret"`
+	URL    string `json:"url,omitempty"` // where the inviter is called, if it said so
+}
+
+const inviteFile = "invite.json"
+
+// invite is POST /v1/invite.
+func (n *Node) invite(ctx context.Context, q InviteRequest) (*InviteReply, error) {
+	if err := config.CheckName(q.Name); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitUsage}
+	}
+	if _, ok := n.config().Peer(q.Name); ok {
+		return nil, &Error{Message: fmt.Sprintf("there is a peer %q already", q.Name), Hint: "mochila peer show " + q.Name, Exit: ExitUsage}
+	}
+	url, err := carrierURL(q.URL)
+	if err != nil {
+		return nil, err
+	}
+	folder, err := folderOf(url)
+	if err != nil {
+		return nil, err
+	}
+	contact := url
+	if folder == nil {
+		contact = "" // the guest will call us; how to call it is not known
+	}
+	if folder != nil {
+		if _, err := folder.List(ctx, "mochila"); err != nil {
+			return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
+		}
+	}
+	inv, err := n.bridge.Invite(q.Name, contact)
+	if err != nil {
+		return nil, err
+	}
+	v := invitation{Name: n.config().Name, Card: n.card(), Secret: inv.Secret}
+	if folder == nil {
+		v.URL = url
+	}
+	text, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	if folder == nil {
+		return &InviteReply{Text: string(text) + "\n", Join: "mochila join " + url + " < INVITATION"}, nil
+	}
+	dir := path.Join("mochila", "invite", n.keys.ID().Label().String())
+	if err := folder.Remove(ctx, dir, inviteFile); err != nil {
+		return nil, fmt.Errorf("replace an older invitation: %w", err)
+	}
+	if err := folder.Put(ctx, dir, inviteFile, int64(len(text)), bytes.NewReader(text)); err != nil {
+		return nil, fmt.Errorf("write the invitation: %w", err)
+	}
+	if err := folder.Flush(ctx); err != nil {
+		return nil, fmt.Errorf("write the invitation: %w", err)
+	}
+	return &InviteReply{Where: dir + "/" + inviteFile, Join: "mochila join " + strings.TrimPrefix(url, "dir:")}, nil
+}
+
+// join is POST /v1/join.
+func (n *Node) join(ctx context.Context, q JoinRequest) (*JoinReply, error) {
+	url, err := carrierURL(q.URL)
+	if err != nil {
+		return nil, err
+	}
+	folder, err := folderOf(url)
+	if err != nil {
+		return nil, err
+	}
+	text := []byte(q.Text)
+	if folder != nil && len(text) == 0 {
+		if text, err = n.findInvitation(ctx, folder, url); err != nil {
+			return nil, err
+		}
+	}
+	if len(text) == 0 {
+		return nil, &Error{Message: "join needs the invitation's text", Hint: "mochila join " + url + " < INVITATION", Exit: ExitUsage}
+	}
+	var v invitation
+	if err := json.Unmarshal(text, &v); err != nil {
+		return nil, &Error{Message: "read the invitation: " + err.Error(), Exit: ExitData}
+	}
+	card, err := seal.ParseCardText([]byte(v.Card))
+	if err != nil {
+		return nil, &Error{Message: "the invitation's card: " + err.Error(), Exit: ExitData}
+	}
+	if card.ID == n.keys.ID() {
+		return nil, &Error{Message: "this is this node's own invitation", Hint: "take it to the other node and type mochila join there", Exit: ExitUsage}
+	}
+	name := q.As
+	if name == "" {
+		name = v.Name
+	}
+	if err := config.CheckName(name); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitUsage}
+	}
+	for _, p := range n.config().Peers {
+		if p.ID == card.ID.Text() || p.Node == name {
+			return nil, &Error{Message: fmt.Sprintf("there is a peer %q already (%s)", p.Node, card.ID), Hint: "mochila peer remove " + p.Node + ", or join --as ANOTHER", Exit: ExitUsage}
+		}
+	}
+	if err := n.bridge.Join(card.ID, v.Secret); err != nil {
+		return nil, err
+	}
+	if err := config.WritePeer(n.home, peerFile(name, card, url)); err != nil {
+		return nil, err
+	}
+	if err := n.Reload(); err != nil {
+		return nil, err
+	}
+	n.bridge.Hello(card.ID)
+	for _, r := range n.bridge.Sync(ctx, n.contactsOf(name)) {
+		if r.Err != nil {
+			return nil, &Error{Message: fmt.Sprintf("%s is a peer now, but the answer was not sent: %v", name, r.Err), Hint: "mochila sync " + name + " tries again", Exit: ExitTemp}
+		}
+	}
+	if folder != nil {
+		// used up: nobody else shall find it
+		folder.Remove(ctx, path.Join("mochila", "invite", card.ID.Label().String()), inviteFile)
+	}
+	return &JoinReply{Name: name, ID: card.ID.String(), Carrier: url}, nil
+}
+
+// findInvitation reads the one invitation on a medium that is not our own.
+func (n *Node) findInvitation(ctx context.Context, f transport.Folder, url string) ([]byte, error) {
+	dirs, err := f.Dirs(ctx, "mochila/invite")
+	if err != nil {
+		return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
+	}
+	own := n.keys.ID().Label().String()
+	dirs = slices.DeleteFunc(dirs, func(d string) bool { return d == own })
+	switch {
+	case len(dirs) == 0:
+		return nil, &Error{Message: "there is no invitation on " + url, Hint: "mochila invite NAME DIR on the other node writes one", Exit: ExitNoInput}
+	case len(dirs) > 1:
+		return nil, &Error{Message: fmt.Sprintf("there are %d invitations on %s", len(dirs), url), Hint: "keep the one you mean below mochila/invite", Exit: ExitUsage}
+	}
+	r, err := f.Get(ctx, "mochila/invite/"+dirs[0], inviteFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the invitation: %w", err)
+	}
+	defer r.Close()
+	return io.ReadAll(io.LimitReader(r, 64<<10))
+}
+
+// addPeer is POST /v1/peers.
+func (n *Node) addPeer(q PeerAdd) (*PeerStatus, error) {
+	card, err := seal.ParseCardText([]byte(q.Card))
+	if err != nil {
+		return nil, &Error{Message: "the card: " + err.Error(), Hint: "mochila card on the other node prints it", Exit: ExitData}
+	}
+	if card.ID == n.keys.ID() {
+		return nil, &Error{Message: "this is this node's own card", Exit: ExitUsage}
+	}
+	if q.Name == "" {
+		q.Name = card.Name
+	}
+	for _, p := range n.bridge.Policy().Peers {
+		if p.ID.Label() == card.ID.Label() && p.ID != card.ID {
+			return nil, &Error{Message: fmt.Sprintf("the card's label is that of peer %q: refused", p.Name), Exit: ExitDenied}
+		}
+		if p.Name == q.Name && p.ID != card.ID {
+			return nil, &Error{Message: fmt.Sprintf("there is another peer %q (%s)", q.Name, p.ID), Hint: "give this one another NAME, or mochila peer remove " + q.Name, Exit: ExitUsage}
+		}
+		if p.ID == card.ID && p.Name != q.Name {
+			return nil, &Error{Message: fmt.Sprintf("this node is peer %q already", p.Name), Exit: ExitUsage}
+		}
+	}
+	f := peerFile(q.Name, card, "")
+	f.Peer.SendAs, f.Peer.SendTo, f.Peer.RelayTo = q.SendAs, q.SendTo, q.RelayTo
+	if q.Carrier != "" {
+		url, err := carrierURL(q.Carrier)
+		if err != nil {
+			return nil, err
+		}
+		c := config.Contact{Node: q.Name, Carrier: url}
+		if q.When != "" {
+			if c.When, err = config.ParseWhen(q.When); err != nil {
+				return nil, &Error{Message: err.Error(), Exit: ExitUsage}
+			}
+		}
+		f.Contacts = []config.Contact{c}
+	} else if q.When != "" {
+		w, err := config.ParseWhen(q.When)
+		if err != nil {
+			return nil, &Error{Message: err.Error(), Exit: ExitUsage}
+		}
+		f.Contacts = []config.Contact{{Node: q.Name, When: w}}
+	}
+	to := q.Routes
+	if q.AcceptDomains {
+		to = append(to, card.Domains...)
+	}
+	if len(q.Path) > 0 && len(to) == 0 {
+		to = []string{q.Name + ".mochila"}
+	}
+	if len(to) > 0 {
+		f.Routes = []config.Route{{To: to, Node: q.Name, Path: q.Path}}
+	}
+	if err := config.WritePeer(n.home, f); err != nil {
+		return nil, err
+	}
+	if err := n.Reload(); err != nil {
+		return nil, err
+	}
+	for _, p := range n.peers() {
+		if p.Name == q.Name {
+			return &p, nil
+		}
+	}
+	return nil, fmt.Errorf("peer %q was written but is not in force", q.Name)
+}
+
+// removePeer is POST /v1/peers/remove.
+func (n *Node) removePeer(name string) error {
+	if err := config.RemovePeer(n.home, name); err != nil {
+		return &Error{Message: err.Error(), Hint: "mochila peer list", Exit: ExitData}
+	}
+	return n.Reload()
+}
+
+// peers lists the peers.
+func (n *Node) peers() []PeerStatus {
+	out := []PeerStatus{}
+	cfg := n.config()
+	for _, p := range n.bridge.Policy().Peers {
+		s := PeerStatus{Name: p.Name, ID: p.ID.String(), Full: p.ID.Text(), Heard: n.bridge.Heard(p.ID)}
+		if p.Card != nil {
+			s.CardEnds, s.Domains = p.Card.UseUntil, p.Card.Domains
+		}
+		if c, ok := cfg.Peer(p.Name); ok {
+			s.SendAs, s.SendTo, s.RelayTo = c.SendAs, c.SendTo, c.RelayTo
+		}
+		for _, k := range cfg.Contacts {
+			if k.Node == p.Name && k.Carrier != "" {
+				s.Contacts = append(s.Contacts, k.Carrier)
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// contactsOf returns the contacts with a node that can be made from here.
+func (n *Node) contactsOf(name string) (out []*bridge.Contact) {
+	for _, c := range n.bridge.Policy().Contacts {
+		if c.NodeName == name && c.URL != "" && !c.When.OnCall {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// status is GET /v1/status.
+func (n *Node) status() (*Status, error) {
+	cfg := n.config()
+	s := &Status{Name: cfg.Name, ID: n.keys.ID().String(), Version: n.version, Daemon: n.daemon, Started: n.started,
+		Clock: n.bridge.ClockSuspect(), Peers: n.peers(), Queues: []QueueStatus{}, Contacts: []ContactStatus{}, Listen: n.listens}
+	n.mu.Lock()
+	s.Warnings = slices.Clone(n.warn)
+	n.mu.Unlock()
+	var err error
+	if s.Spool.Free, s.Spool.Total, err = n.spool.Free(); err != nil {
+		return nil, err
+	}
+	s.Spool.Full = n.spool.Full()
+	if s.Spool.Full {
+		s.Warnings = append(s.Warnings, "the disk reserve is reached: no mail is accepted, receipts are")
+	}
+	counts, err := n.spool.Counts()
+	if err != nil {
+		return nil, err
+	}
+	for i := range counts {
+		c := &counts[i]
+		if c.Dest == spool.DeadDest {
+			s.Dead = c.Total()
+		}
+		s.Queues = append(s.Queues, QueueStatus{Dest: n.destName(c.Dest), Due: c.States[spool.Due], Deferred: c.States[spool.Deferred],
+			Held: c.States[spool.Held], Sealed: c.States[spool.Sealed], Travelling: c.States[spool.Travelling], Arrived: c.States[spool.Arrived],
+			Bytes: c.Bytes, Oldest: c.Oldest})
+	}
+	for _, c := range n.bridge.Contacts() {
+		s.Contacts = append(s.Contacts, ContactStatus{Node: c.Contact.NodeName, Carrier: c.Contact.URL, When: describeWhen(c.Contact.When),
+			Running: c.Running, Last: c.Last, OK: c.OK, Next: c.Next, Error: c.Err})
+	}
+	q, err := n.spool.Quarantined()
+	if err != nil {
+		return nil, err
+	}
+	s.Quarantine = len(q)
+	card := n.keys.Card()
+	s.Card = CardStatus{Serial: card.Serial, UseUntil: card.UseUntil, KeepUntil: card.KeepUntil}
+	now := time.Now()
+	for _, p := range n.bridge.Policy().Peers {
+		if p.Card != nil && now.After(p.Card.UseUntil) {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("the card of %s is older than its use date: it sends a new one at the next contact, or ask for it (mochila card)", p.Name))
+		}
+	}
+	return s, nil
+}
+
+// check is GET /v1/check: what would go wrong, before it does.
+func (n *Node) check() *CheckReport {
+	r := &CheckReport{}
+	cfg, warnings, err := config.Load(n.home)
+	if err != nil {
+		r.Problems = append(r.Problems, err.Error())
+	}
+	for _, w := range warnings {
+		r.Warnings = append(r.Warnings, w.Error())
+	}
+	if cfg != nil {
+		for _, c := range cfg.Contacts {
+			if c.Carrier == "" {
+				continue
+			}
+			if _, err := transport.Parse(transport.Schemes(), n.absCarrier(c.Carrier)); err != nil {
+				r.Problems = append(r.Problems, fmt.Sprintf("contact %s: %v", c.Name, err))
+			}
+		}
+		if _, err := n.policy(cfg); err != nil {
+			r.Problems = append(r.Problems, err.Error())
+		}
+	}
+	p := n.bridge.Policy()
+	for _, x := range p.Peers {
+		if len(n.bridge.NextHops(x.ID)) == 0 {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("no contact leads to %s: mail for it waits", x.Name))
+		}
+	}
+	if p.BounceVia == "" {
+		r.Notes = append(r.Notes, "[bounce] via is not set: error reports that no [[deliver]] or [[route]] takes become dead letters")
+	}
+	if why := n.bridge.ClockSuspect(); why != "" {
+		r.Problems = append(r.Problems, "the clock is suspect: "+why+" (mochila clock accept, when it is right)")
+	}
+	if n.spool.Full() {
+		r.Problems = append(r.Problems, "the disk reserve is reached")
+	}
+	if fi, err := os.Stat(filepath.Join(n.home.IdentityDir, "id.key")); err == nil && fi.Mode().Perm()&0o077 != 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("%s can be read by others: chmod 600", filepath.Join(n.home.IdentityDir, "id.key")))
+	}
+	r.OK = len(r.Problems) == 0
+	return r
+}

@@ -1,0 +1,381 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"mochila/bridge"
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// printable makes text from a mail safe to show on a terminal: controls become \ooo.
+func printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			fmt.Fprintf(&b, "\\%03o", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// arrival is the time column of mailq.
+func arrival(unix int64) string { return time.Unix(unix, 0).Format("Mon Jan _2 15:04:05") }
+
+// destName is a queue in the words of people.
+func (n *Node) destName(d spool.Dest) string {
+	if via, ok := d.Via(); ok {
+		return via
+	}
+	if id, ok := d.Node(); ok {
+		return n.nodeName(id)
+	}
+	return "dead letters"
+}
+
+func (n *Node) nodeName(id envelope.NodeID) string {
+	if id.IsZero() || id == n.bridge.ID() {
+		return n.config().Name
+	}
+	for _, p := range n.bridge.Policy().Peers {
+		if p.ID == id {
+			return p.Name
+		}
+	}
+	return id.String()
+}
+
+// queueItem is an item in the API's terms.
+func (n *Node) queueItem(it *spool.Item) QueueItem {
+	e := it.Env
+	q := QueueItem{QueueName: "deferred", QueueID: e.ID.String(), ArrivalTime: it.Entered.Unix(), MessageSize: it.BodySize,
+		Origin: n.nodeName(e.Origin), Expires: e.Expires, Priority: e.Priority, Recipients: []QueueRecipient{}}
+	switch e.Kind {
+	case envelope.KindMail:
+		q.Kind = "mail"
+	case envelope.KindReport:
+		q.Kind = "report"
+	case envelope.KindTransit:
+		q.Kind = "transit"
+	default:
+		q.Kind = fmt.Sprintf("kind %d", e.Kind)
+	}
+	states := map[int]int{}
+	for k := range it.Legs {
+		leg := &it.Legs[k]
+		l := QueueLeg{Dest: n.destName(leg.Dest), State: leg.State.String(), At: leg.At, Attempts: leg.Attempts, Carrier: leg.Carrier}
+		if leg.Last.Code != 0 {
+			l.Reason = leg.Last.String()
+		}
+		if l.Reason == "" && it.Problem != "" {
+			l.Reason = it.Problem
+		}
+		if l.Reason == "" {
+			l.Reason = n.waiting(leg)
+		}
+		q.Legs = append(q.Legs, l)
+		for _, r := range leg.Rcpts {
+			states[r] = k
+		}
+		switch leg.State {
+		case spool.Held:
+			q.QueueName = "hold"
+		case spool.Due:
+			if q.QueueName != "hold" {
+				q.QueueName = "active"
+			}
+		}
+	}
+	if e.Mail != nil {
+		q.Sender = e.Mail.Sender
+		q.UID = e.Mail.Client.UID
+		for i := range e.Mail.Recipients {
+			r := QueueRecipient{Address: e.Mail.Recipients[i].Addr}
+			if i < len(it.Outcomes) && it.Outcomes[i].Action.Final() {
+				r.State = it.Outcomes[i].Action.String()
+			} else if k, ok := states[i]; ok {
+				r.State, r.DelayReason, r.Link = q.Legs[k].State, q.Legs[k].Reason, q.Legs[k].Dest
+			}
+			if r.State == "delivered" || r.State == "failed" || r.State == "relayed" {
+				continue // mailq shows who still waits
+			}
+			q.Recipients = append(q.Recipients, r)
+		}
+	}
+	return q
+}
+
+// waiting says in words what a leg waits for.
+func (n *Node) waiting(leg *spool.Leg) string {
+	if via, ok := leg.Dest.Via(); ok {
+		if s, until, down := n.bridge.PlaceDown(leg.Dest); down {
+			return fmt.Sprintf("%s; %s is tried again at %s", s, via, until.Format("15:04:05"))
+		}
+		return ""
+	}
+	node, ok := leg.Dest.Node()
+	if !ok {
+		return ""
+	}
+	name := n.nodeName(node)
+	switch leg.State {
+	case spool.Due:
+		return "waiting for a contact with " + n.nextHopName(node)
+	case spool.Sealed:
+		return "on " + leg.Carrier + ", no receipt of " + name + " yet"
+	case spool.Travelling:
+		return "in the next node's custody, no receipt of " + name + " yet"
+	case spool.Arrived:
+		return "arrived at " + name + ", not delivered there yet"
+	}
+	return ""
+}
+
+func (n *Node) nextHopName(node envelope.NodeID) string {
+	hops := n.bridge.NextHops(node)
+	if len(hops) == 0 {
+		return n.nodeName(node) + ", to which no contact leads"
+	}
+	var names []string
+	for _, h := range hops {
+		names = append(names, n.nodeName(h))
+	}
+	return strings.Join(names, " or ")
+}
+
+// queueFilter chooses items.
+type queueFilter struct {
+	after envelope.ID
+	limit int
+	state spool.State
+	dest  spool.Dest
+	uid   int64 // uid + 1
+	match string
+}
+
+func (f queueFilter) plain() bool { return f.state == 0 && f.dest == "" && f.uid == 0 && f.match == "" }
+
+func (f queueFilter) query() spool.Query {
+	q := spool.Query{Dest: f.dest, State: f.state, After: f.after, Limit: f.limit}
+	if f.uid != 0 || f.match != "" {
+		want := strings.ToLower(f.match)
+		q.Match = func(it *spool.Item) bool {
+			m := it.Env.Mail
+			if f.uid != 0 && (m == nil || m.Client.UID != f.uid) {
+				return false
+			}
+			if want == "" {
+				return true
+			}
+			if m == nil {
+				return false
+			}
+			if strings.Contains(strings.ToLower(m.Sender), want) {
+				return true
+			}
+			for i := range m.Recipients {
+				if strings.Contains(strings.ToLower(m.Recipients[i].Addr), want) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	return q
+}
+
+// list is one page of the queue.
+func (n *Node) list(f queueFilter) (*QueueList, error) {
+	if f.limit <= 0 || f.limit > 1000 {
+		f.limit = 100
+	}
+	items, more, err := n.spool.List(f.query())
+	if err != nil {
+		return nil, err
+	}
+	l := &QueueList{More: more, Items: []QueueItem{}}
+	for _, it := range items {
+		l.Items = append(l.Items, n.queueItem(it))
+		l.Bytes += it.BodySize
+	}
+	l.Count = len(items)
+	if f.plain() {
+		l.Count, l.Bytes, err = n.totals()
+	}
+	return l, err
+}
+
+// totals counts what is in the spool: legs stand for envelopes, which is right for all but mail to several places.
+func (n *Node) totals() (count int, bytes int64, err error) {
+	counts, err := n.spool.Counts()
+	for i := range counts {
+		count += counts[i].Total()
+		bytes += counts[i].Bytes
+	}
+	return count, bytes, err
+}
+
+// eachItem walks the queue page by page.
+func (n *Node) eachItem(ctx context.Context, f queueFilter, fn func(QueueItem) error) error {
+	f.limit = 500
+	for ctx.Err() == nil {
+		items, more, err := n.spool.List(f.query())
+		if err != nil {
+			return err
+		}
+		for _, it := range items {
+			f.after = it.Env.ID
+			if err := fn(n.queueItem(it)); err != nil {
+				return err
+			}
+		}
+		if !more || len(items) == 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// resolve finds the envelope that an id, or a unique beginning of one, names.
+func (n *Node) resolve(text string) (envelope.ID, error) {
+	if id, err := envelope.ParseID(text); err == nil {
+		return id, nil
+	}
+	ids, err := n.spool.FindPrefix(strings.ToUpper(text))
+	switch {
+	case err != nil:
+		return envelope.ID{}, err
+	case len(ids) == 1:
+		return ids[0], nil
+	case len(ids) > 1:
+		return envelope.ID{}, &Error{Message: fmt.Sprintf("%q is the beginning of %d ids", text, len(ids)), Hint: "give more of it", Exit: ExitUsage}
+	}
+	return envelope.ID{}, &Error{Message: fmt.Sprintf("no envelope %q in the spool or its trace", printable(text)), Hint: "mochila queue list shows what is there", Exit: ExitData}
+}
+
+// trace shows the life of one envelope.
+func (n *Node) trace(text string) (*Trace, error) {
+	id, err := n.resolve(text)
+	if err != nil {
+		return nil, err
+	}
+	it, done, err := n.spool.Find(id)
+	if errors.Is(err, spool.ErrNotFound) {
+		return nil, &Error{Message: fmt.Sprintf("no envelope %s in the spool or its trace", id), Hint: "it was never here, or ended longer ago than the trace is kept", Exit: ExitData}
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := &Trace{Item: n.queueItem(it), Done: done}
+	t.Events = append(t.Events, TraceEvent{At: it.Entered, What: "entered", Detail: "at " + n.config().Name + ", trust class " + it.Trust})
+	for _, l := range it.Log {
+		t.Events = append(t.Events, TraceEvent{At: l.At, What: l.What, Detail: l.Detail})
+	}
+	for _, o := range it.Outcomes {
+		if o.Action.Final() {
+			t.Final = append(t.Final, TraceFinal{Address: o.Addr, Action: o.Action.String(), Status: o.Status.String(), MTA: o.MTA, At: o.At})
+		}
+	}
+	if !done {
+		for k := range it.Legs {
+			leg := &it.Legs[k]
+			if leg.State == spool.Done {
+				continue
+			}
+			line := n.destName(leg.Dest) + ": " + leg.State.String()
+			if w := n.waiting(leg); w != "" {
+				line += ", " + w
+			}
+			if !leg.At.IsZero() {
+				line += ", looked at again " + leg.At.Local().Format("2006-01-02 15:04")
+			}
+			t.Next = append(t.Next, line)
+		}
+		if !it.Env.Expires.IsZero() {
+			t.Next = append(t.Next, "expires "+it.Env.Expires.Local().Format("2006-01-02 15:04"))
+		}
+	}
+	return t, nil
+}
+
+// content opens the message of an envelope.
+func (n *Node) content(text string) (io.ReadCloser, error) {
+	id, err := n.resolve(text)
+	if err != nil {
+		return nil, err
+	}
+	r, err := n.spool.OpenBody(id)
+	if err != nil {
+		return nil, &Error{Message: fmt.Sprintf("content of %s: %v", id, err), Exit: ExitData}
+	}
+	return r, nil
+}
+
+// routeTest explains where mail to an address goes.
+func (n *Node) routeTest(from, to string, size int64) *RouteTest {
+	p := n.bridge.Policy()
+	t := &RouteTest{Address: to}
+	for _, x := range p.Routes.Explain(from, to, size) {
+		kind := "route"
+		if x.Deliver {
+			kind = "deliver"
+		}
+		t.Why = append(t.Why, fmt.Sprintf("[[%s]] %d to %s: %s", kind, x.Index+1, strings.Join(x.Rule.To, ", "), x.Why))
+	}
+	d, err := p.Routes.Lookup(from, to, size)
+	switch {
+	case err != nil:
+		t.Result = err.Error()
+	case d.Deliver:
+		t.OK = true
+		t.Result = fmt.Sprintf("%s: delivered here via %s", to, d.Rule.Via)
+	default:
+		t.OK = true
+		t.Result = fmt.Sprintf("%s: to node %s, next hop %s", to, d.Rule.NodeName, n.nextHopName(d.Rule.Node))
+		t.Next = n.nextContact(d.Rule.Node)
+	}
+	return t
+}
+
+// nextContact says how and when the next contact towards a node comes.
+func (n *Node) nextContact(node envelope.NodeID) string {
+	hops := n.bridge.NextHops(node)
+	for _, c := range n.bridge.Contacts() {
+		for _, h := range hops {
+			if c.Contact.Node != h {
+				continue
+			}
+			s := "over " + c.Contact.URL + ", " + describeWhen(c.Contact.When)
+			if c.Err != "" {
+				s += " (last: " + c.Err + ")"
+			}
+			return s
+		}
+	}
+	return "no contact is configured"
+}
+
+// describeWhen is a timetable in words.
+func describeWhen(w bridge.When) string {
+	switch {
+	case w.OnCall:
+		return "when they call us"
+	case w.Manual:
+		return "when mochila sync is typed"
+	case len(w.Windows) > 0:
+		return "inside its windows"
+	case !w.Always && w.Every > 0:
+		return "every " + w.Every.String()
+	}
+	return "as soon as it is there"
+}
