@@ -103,7 +103,7 @@ type Contact struct {
 	Node      string   `toml:"node"`       // in peers/NAME.toml: default NAME
 	Carrier   string   `toml:"carrier"`    // a URL; may be empty when the neighbour only calls us
 	When      When     `toml:"when"`       // default always
-	Every     Duration `toml:"every"`      // look for incoming packets this often while open; default 5m
+	Every     Duration `toml:"every"`      // live carriers: look for incoming packets this often, default 5m; others: how often a courier comes, default 0, unknown
 	Linger    Duration `toml:"linger"`     // keep an idle live link this long; default 0
 	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
 	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
@@ -221,7 +221,9 @@ func (c *Config) defaults() {
 	for i := range c.Contacts {
 		k := &c.Contacts[i]
 		set(&k.Every, k.When.Every())
-		set(&k.Every, Duration(5*time.Minute))
+		if isStream(k.Carrier) {
+			set(&k.Every, Duration(5*time.Minute))
+		}
 		if k.Name == "" {
 			names[k.Node]++
 			k.Name = k.Node
@@ -244,6 +246,16 @@ func (c *Config) defaults() {
 		set(&p.MaxBytes, 1<<30)
 		set(&p.MaxCount, 100_000)
 	}
+}
+
+// isStream reports whether a carrier is a live connection, which finds out about incoming packets only by asking.
+func isStream(carrier string) bool {
+	name, _, _ := strings.Cut(carrier, ":")
+	switch name {
+	case "tcp", "unix", "ssh", "pipe", "serial":
+		return true
+	}
+	return false
 }
 
 // set gives *p the value v unless it has one.

@@ -105,6 +105,10 @@ func TestTenLines(t *testing.T) {
 to = ["camp.mochila"]
 via = "maildir:Mail/%u"
 `)
+	stick := PeerFile{Peer: Peer{Node: "inn", Card: "card of inn"}, Contacts: []Contact{{Carrier: "dir:/media/usb"}}}
+	if err := WritePeer(h, stick); err != nil {
+		t.Fatal(err)
+	}
 	c, warnings, err := Load(h)
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, speak(h, warnings))
@@ -129,9 +133,10 @@ via = "maildir:Mail/%u"
 		"listeners":      {len(c.SMTP.Listen) + len(c.Link.Listen), 0},
 		"via":            {c.Delivers[0].Via, "maildir:" + h.ConfigDir + "/Mail/%u"},
 		"implied route":  {c.Routes[0].To[0] + " " + c.Routes[0].Node + " " + c.Routes[0].Keep, "ferry.mochila ferry end"},
-		"routes":         {len(c.Routes), 2},
+		"routes":         {len(c.Routes), 3},
 		"contact":        {c.Contacts[1].Name + " " + c.Contacts[1].Node + " " + c.Contacts[1].Carrier, "hub hub tcp:hub.example:2424"},
 		"every":          {c.Contacts[1].Every, Duration(5 * time.Minute)},
+		"stick's every":  {c.Contacts[2].Every, Duration(0)},
 		"grant":          {c.Peers[0].MaxBytes, Size(1 << 30)},
 	} {
 		if pair[0] != pair[1] {
