@@ -178,7 +178,7 @@ func (d *daemon) listenMail(ctx context.Context) error {
 		if err != nil {
 			return &Error{Message: fmt.Sprintf("listen on %s: %v", l, err), Hint: "is another daemon there? change [smtp] listen", Exit: ExitUnavailable}
 		}
-		s, err := d.server(l.LMTP)
+		s, err := d.server(l.Proto == "lmtp")
 		if err != nil {
 			ln.Close()
 			return err
