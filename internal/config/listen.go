@@ -8,18 +8,23 @@ import (
 	"strings"
 )
 
+// LMTP is the Proto of a listener that speaks RFC 2033.
+const LMTP = "lmtp"
+
+const protoSMTP = "smtp"
+
 // Listen is where mail programs reach this node: HOST:PORT for SMTP, lmtp:HOST:PORT or lmtp:/path for LMTP. A path
 // names a unix socket, whose permission 0660 is the right to relay; a relative one lies below the home.
 type Listen struct {
-	Proto   string // "smtp" or "lmtp"
+	Proto   string // "smtp" or LMTP
 	Network string // "tcp" or "unix"
 	Addr    string
 }
 
 // ParseListen reads the grammar above; "smtp:" in front of the bare form is allowed.
 func ParseListen(s string) (Listen, error) {
-	l := Listen{Proto: "smtp", Network: "tcp", Addr: s}
-	for _, proto := range []string{"smtp", "lmtp"} {
+	l := Listen{Proto: protoSMTP, Network: "tcp", Addr: s}
+	for _, proto := range []string{protoSMTP, LMTP} {
 		if rest, ok := strings.CutPrefix(s, proto+":"); ok && (strings.Contains(rest, "/") || strings.Contains(rest, ":")) {
 			l.Proto, l.Addr = proto, rest
 			break
@@ -58,7 +63,7 @@ func (l *Listen) UnmarshalText(b []byte) (err error) {
 
 // String is the form that ParseListen reads.
 func (l Listen) String() string {
-	if l.Proto == "smtp" && l.Network == "tcp" {
+	if l.Proto == protoSMTP && l.Network == "tcp" {
 		return l.Addr
 	}
 	return l.Proto + ":" + l.Addr
