@@ -294,7 +294,7 @@ func CheckAddr(a string) error {
 	}
 	for i := 0; i < len(a); {
 		switch a[i] {
-		case ' ', '<', '>', '(', ')', ',', ';':
+		case ' ', '<', '>', '(', ')', ',', ';', '\\':
 			return bad("it contains " + show(string(rune(a[i]))) + " outside of quotes")
 		}
 		j, ok := skipAtom(a, i)
@@ -313,8 +313,11 @@ func CheckAddr(a string) error {
 }
 
 // Unbang turns an UUCP path into an address: what stands after the last host that is a domain name, else the first
-// host's. "a!b.example!u" is u@b.example, "a!b!u" is b!u@a, "a!u@d" is u@d.
+// host's. "a!b.example!u" is u@b.example, "a!b!u" is b!u@a, "a!u@d" is u@d. Quoted local parts stay as they are.
 func Unbang(a string) string {
+	if indexByte([]byte(a), '"') >= 0 {
+		return a
+	}
 	if domainOf(a) >= 0 {
 		for i := len(a) - 1; i >= 0; i-- {
 			if a[i] == '!' && i < domainOf(a) {

@@ -19,15 +19,11 @@ const (
 // rfc5322 writes a date-time of RFC 5322 section 3.3: seconds since 1970, shown offset seconds east of Greenwich.
 func rfc5322(unix int64, offset int) string {
 	unix += int64(offset)
-	days := unix / 86400
-	sec := unix % 86400
-	if sec < 0 {
-		sec += 86400
-		days--
-	}
-	year, month, day := civil(days)
-	weekday := (days%7 + 11) % 7 // 1970 began on a Thursday
-	b := append(make([]byte, 0, 32), dayNames[3*weekday:3*weekday+3]...)
+	date := floorDiv(unix, 86400)
+	sec := unix - date*86400
+	year, month, day := civil(date)
+	wd := weekday(date)
+	b := append(make([]byte, 0, 32), dayNames[3*wd:3*wd+3]...)
 	b = appendInt(append(b, ", "...), uint64(day), 2)
 	b = append(append(b, ' '), monthNames[3*month-3:3*month]...)
 	b = appendInt(append(b, ' '), uint64(year), 4)
@@ -45,10 +41,7 @@ func rfc5322(unix int64, offset int) string {
 // civil is the proleptic Gregorian date of a day counted from 1970-01-01.
 func civil(days int64) (year, month, day int64) {
 	days += 719468 // from 0000-03-01, so that leap days come last
-	era := days / 146097
-	if days < 0 {
-		era = (days - 146096) / 146097
-	}
+	era := floorDiv(days, 146097)
 	doe := days - era*146097
 	yoe := (doe - doe/1460 + doe/36524 - doe/146096) / 365
 	doy := doe - (365*yoe + yoe/4 - yoe/100)

@@ -133,7 +133,7 @@ func (in *input) body(w *writer, stuffed bool) error {
 				b = b[1:]
 			}
 			return w.line(b)
-		case len(b) == len(in.buf):
+		case len(b) > 0 && len(b) == len(in.buf):
 			// A very long line goes in pieces; a CR at the end of one may belong to the line's end.
 			keep := 0
 			if b[len(b)-1] == '\r' {

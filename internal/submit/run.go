@@ -194,7 +194,7 @@ func newRepair(e *Env, o *Options, node *Node) *repair {
 		return domain
 	}
 	at := now()
-	r.date = func() string { return rfc5322(at/1e6, 0) }
+	r.date = func() string { return rfc5322(at/1e6, localOffset(at/1e6, e.Getenv)) }
 	r.id = func() string { return "<" + messageID(at) + "@" + r.domain() + ">" }
 	r.from = func() string { return from(e, o, r.domain) }
 	return r
