@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -52,6 +55,7 @@ type pkg struct {
 
 func list(t *testing.T) []pkg {
 	t.Helper()
+	watchSources(t)
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", "./...").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
@@ -65,6 +69,22 @@ func list(t *testing.T) []pkg {
 			t.Fatal(err)
 		}
 		pkgs = append(pkgs, p)
+	}
+}
+
+// watchSources makes the cached result of these tests depend on every source file: the test cache knows what a test
+// looks at itself, but not what `go list` does.
+func watchSources(t *testing.T) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return nil // a temporary file that vanished is no source
+		}
+		os.Stat(path)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
