@@ -68,8 +68,7 @@ func load(m *Message, ask bool) (*content, error) {
 	}
 	defer r.Close()
 	if m.Env.Size <= smallContent {
-		b := make([]byte, 0, m.Env.Size+1)
-		w := bytes.NewBuffer(b)
+		w := bytes.NewBuffer(make([]byte, 0, max(m.Env.Size, 0)+bytes.MinRead))
 		if _, err := io.Copy(w, newChecked(r, m.Env)); err != nil {
 			return nil, err
 		}
@@ -181,7 +180,8 @@ func (c *content) open() (io.ReadCloser, error) {
 // dotWriter turns content into what follows DATA: dots stuffed, every line ended by CRLF. Stored content is
 // canonical, so that is all there is to do; what is not (a bare CR that a local program wrote) leaves in a form that no
 // server can take for the end of the mail: a bare LF becomes CRLF, CRs right before CRLF are dropped, other bare CRs
-// become a space (as Postfix does since 3.9).
+// become a space (as Postfix does since 3.9). NULs and lines of any length go out as they are: to break or encode
+// them would break signatures, and a server that minds says so.
 type dotWriter struct {
 	w   *bufio.Writer
 	mid bool // inside a line

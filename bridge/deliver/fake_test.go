@@ -69,7 +69,7 @@ func (f *fake) startUnix(t *testing.T) (via string) {
 	return "lmtp:" + path
 }
 
-func (f *fake) serve(t *testing.T) {
+func (f *fake) serve(t testing.TB) {
 	f.wg.Add(1)
 	go func() {
 		defer f.wg.Done()

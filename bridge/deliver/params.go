@@ -27,7 +27,8 @@ type offer struct {
 // missed BY deadline).
 //
 // 8-bit content goes out as it is to a server without 8BITMIME, as Postfix does: the choice is between that and
-// rewriting signed mail, and every server of this century takes it.
+// rewriting signed mail, and every server of this century takes it. BODY=BINARYMIME becomes 8BITMIME: content is
+// canonical lines here, whatever it is called.
 func (o *offer) mailLine(now time.Time) (string, *refusal) {
 	m, env := o.mail, o.ct.m.Env
 	size := env.Size + int64(len(o.ct.m.Header))

@@ -175,7 +175,11 @@ func (x *transaction) run(ctx context.Context) error {
 	x.doing, x.sending = "sending the content", true
 	d := &dotWriter{w: x.c.w}
 	d.Write(x.ct.m.Header)
-	if err := x.copy(d, body); err != nil {
+	if x.ct.inMem {
+		if _, err := d.Write(x.ct.small); err != nil {
+			return x.early(err)
+		}
+	} else if err := x.copy(d, body); err != nil {
 		return err
 	}
 	if !release() {

@@ -485,3 +485,25 @@ func TestCancel(t *testing.T) {
 	f.set(nil, nil)
 	check(t, tr, mail("a@x", hello, "b@y"), "0 delivered 250 2.0.0 queued as 1") // that connection is not used again
 }
+
+func BenchmarkDeliver(b *testing.B) {
+	f := &fake{ext: postfix}
+	f.open = map[net.Conn]bool{}
+	var err error
+	if f.ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		b.Fatal(err)
+	}
+	f.serve(b)
+	tr, err := New("smtp:"+f.ln.Addr().String(), Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer tr.Close()
+	m := mail("a@x", hello+strings.Repeat("0123456789abcdef 0123456789abcdef\n", 100), "b@y")
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := tr.Deliver(context.Background(), m); r[0].Action != envelope.ActionDelivered {
+			b.Fatal(show(r))
+		}
+	}
+}
