@@ -29,6 +29,8 @@ type node struct {
 	pol  *Policy
 	stop func()
 	now  func() time.Time
+
+	noContacts bool
 }
 
 func newNode(t *testing.T, name string) *node {
@@ -68,7 +70,7 @@ func (n *node) open() {
 		level = slog.LevelInfo
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{n.t}, &slog.HandlerOptions{Level: level})).With("node", n.name)
-	b, err = New(Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now})
+	b, err = New(Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now, Stream: n.stream(), NoContacts: n.noContacts})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -219,3 +221,10 @@ func TestStickRoundTrip(t *testing.T) {
 
 var _ = fmt.Sprint
 var _ transport.Greeter = (*desk)(nil)
+
+func wipe(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+}

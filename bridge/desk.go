@@ -40,8 +40,12 @@ type desk struct {
 	greeted   bool
 	closed    bool
 	envelopes int
+	fresh     bool             // mail came since the last look
 	told      map[[8]byte]bool // sessions whose receipt was repeated in this contact
 }
+
+// reportPause bounds how long a live contact waits for local deliveries before it says that it has nothing more.
+const reportPause = time.Second
 
 // isLive reports whether a carrier answers within the contact: a missing receipt then means a loss.
 func isLive(carrier string) bool {
@@ -152,6 +156,14 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 			}
 		}
 		if progress {
+			continue
+		}
+		if d.live && d.fresh {
+			// what just came is being delivered: its reports go back in the same contact
+			d.fresh = false
+			d.mu.Unlock()
+			d.b.out.settle(ctx, reportPause)
+			d.mu.Lock()
 			continue
 		}
 		p, err := d.receipts()
@@ -461,6 +473,11 @@ func (d *desk) repeat(ses *session) {
 func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 	in := &incoming{b: d.b, desk: d, prev: d.node, size: size}
 	err := in.take(ctx, r)
+	if in.mails {
+		d.mu.Lock()
+		d.fresh = true
+		d.mu.Unlock()
+	}
 	if err == nil {
 		d.b.met(d.node)
 		d.kick()

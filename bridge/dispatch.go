@@ -22,6 +22,7 @@ type dispatcher struct {
 	mu     sync.Mutex
 	ctx    context.Context // nil until run, and after it
 	places map[spool.Dest]*place
+	ended  chan struct{} // closed, and made anew, whenever a worker ends
 }
 
 // place is one delivery target. Its fields belong to the dispatcher's mutex.
@@ -34,7 +35,9 @@ type place struct {
 	timer   *time.Timer
 }
 
-func (d *dispatcher) init(b *Bridge) { d.b, d.places = b, map[spool.Dest]*place{} }
+func (d *dispatcher) init(b *Bridge) {
+	d.b, d.places, d.ended = b, map[spool.Dest]*place{}, make(chan struct{})
+}
 
 // run lets workers start, and waits for them when ctx ends.
 func (d *dispatcher) run(ctx context.Context) {
@@ -147,6 +150,25 @@ func (d *dispatcher) state(q spool.Dest) (s envelope.Status, until time.Time, ok
 	return s, until, false
 }
 
+// settle waits until no delivery is under way, for at most the given time.
+func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	for {
+		d.mu.Lock()
+		ended, running := d.ended, d.ctx != nil
+		d.mu.Unlock()
+		if !running || d.idle() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended:
+		}
+	}
+}
+
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
 	for ctx.Err() == nil {
@@ -169,6 +191,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	}
 	d.mu.Lock()
 	p.workers--
+	close(d.ended)
+	d.ended = make(chan struct{})
 	up := p.down.IsZero()
 	d.mu.Unlock()
 	if up && d.b.spool.DueNow(q) {

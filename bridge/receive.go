@@ -58,6 +58,7 @@ type incoming struct {
 	reset    bool
 	guest    *session // the sender is not a peer: only an invitation lets it in
 	proof    []byte
+	mails    bool // some mail was entered
 }
 
 // Read hashes what is read, so that a refusal can name the packet.
@@ -538,6 +539,7 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 	for _, it := range entered {
 		kept[it] = true
 		if it.Env.Kind == envelope.KindMail {
+			in.mails = true
 			b.log.Info(fmt.Sprintf("%s: client=%s[%s]", it.Env.ID, b.Policy().nodeName(it.Env.Origin), it.Env.Origin), "service", "mochila")
 			b.logActive(it)
 			if hasDead(it) {
