@@ -64,6 +64,7 @@ type contact struct {
 	busy        int  // packets with the Station
 	fresh       bool // something came in since Next was last asked
 	stop        bool // receive nothing more
+	afterStop   int  // PACKETs that came all the same
 }
 
 // reply is a WANT or a VERDICT that waits for the writer.
@@ -73,10 +74,17 @@ type reply struct {
 	verdict verdict
 }
 
-// farewell is an error that the neighbour is told about before the contact ends.
-type farewell struct{ error }
+// farewell is an error that the neighbour hears of before the contact ends. Only say goes over the line: an error
+// may name files.
+type farewell struct {
+	error
+	say string
+}
 
 func (f *farewell) Unwrap() error { return f.error }
+
+// broken is the farewell to a neighbour that broke the protocol.
+func broken(err error) error { return &farewell{err, err.Error()} }
 
 // run speaks until the contact is over. greeted, if set, is called first by the reader.
 func (c *contact) run(ctx context.Context, greeted func() error) (Stats, error) {

@@ -24,7 +24,7 @@ func (c *contact) read(ctx, inner context.Context) error {
 		if err != nil {
 			switch {
 			case errors.Is(err, errFrame):
-				return &farewell{err}
+				return broken(err)
 			case inner.Err() != nil:
 				return inner.Err() // the writer has closed it
 			}
@@ -32,7 +32,7 @@ func (c *contact) read(ctx, inner context.Context) error {
 		}
 		if err := c.handle(ctx, inner, f); err != nil {
 			if errors.Is(err, errFrame) {
-				err = &farewell{err}
+				err = broken(err)
 			}
 			return err
 		}
@@ -47,6 +47,8 @@ func (c *contact) handle(ctx, inner context.Context, f frame) error {
 		return c.onOffer(ctx, inner, f)
 	case frameData:
 		return c.onData(ctx, inner, f)
+	case frameCancel:
+		return c.onCancel(f)
 	case frameWant:
 		return c.onWant(f)
 	case frameVerdict:
@@ -99,15 +101,22 @@ func (c *contact) onPacket(ctx, inner context.Context, body []byte) error {
 	c.packetsIn++
 	c.busy++
 	c.peerDone = false
+	if c.stop {
+		c.afterStop++ // some were under way; each is tried, it may be a receipt that still fits
+	}
+	tooMany := c.afterStop > maxInFlight
 	c.mu.Unlock()
+	if tooMany {
+		return fmt.Errorf("%w: %d packets after STOP", errFrame, maxInFlight)
+	}
 	return c.worker(inner, func() {
 		err := c.st.Receive(ctx, int64(len(body)), bytes.NewReader(body))
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.busy--
 		c.fresh = true
-		if !c.count(err) {
-			return
+		if !c.count(err) || c.stop {
+			return // the count of the acknowledged ends before what could not be stored
 		}
 		c.unacked += len(body)
 		c.early[n] = true
@@ -218,6 +227,29 @@ func (c *contact) onData(ctx, inner context.Context, f frame) error {
 	c.progress()
 	if r.part.off == r.part.size {
 		return c.complete(ctx, inner, r)
+	}
+	return nil
+}
+
+// onCancel ends an offer that the neighbour cannot fulfil. The bytes stay: it may offer the packet again.
+func (c *contact) onCancel(f frame) error {
+	var n uint64
+	if err := f.numbers(&n); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	r, known := c.incoming[n], n < c.offersIn
+	complete := r != nil && r.complete
+	c.mu.Unlock()
+	switch {
+	case !known:
+		return fmt.Errorf("%w: CANCEL of offer %d, which was not made", errFrame, n)
+	case r == nil || complete:
+		return nil // its verdict is under way
+	}
+	c.endOffer(n, verdictLater)
+	if err := r.part.keep(); err != nil {
+		c.o.Log.Warn("partial packet not kept", "packet", r.part.id, "err", err)
 	}
 	return nil
 }

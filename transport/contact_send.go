@@ -18,6 +18,8 @@ type sending struct {
 	wants   int
 	verdict verdict
 
+	cancelled bool // nothing more is sent; its verdict is awaited
+
 	r   io.ReadCloser
 	off int64
 }
@@ -30,6 +32,8 @@ type writer struct {
 	got     chan fetched
 	asking  bool // a Next is under way
 	mayHave bool // Next might return a packet
+	hinted  bool // it might even return a new one that is small or urgent
+	gaveUp  bool // too much failed: nothing more is sent
 	more    <-chan struct{}
 
 	saidDone    bool
@@ -54,6 +58,7 @@ type fetched struct {
 const (
 	minSlice   = 512
 	firstSlice = 16 << 10
+	enough     = 8 << 20              // bytes on offer beyond which only new packets are asked for
 	firstWait  = 5 * time.Millisecond // what may share a flight is waited for so long
 )
 
@@ -99,7 +104,7 @@ func (w *writer) run(ctx context.Context) error {
 			var bye *farewell
 			if errors.As(err, &bye) {
 				w.s.end()
-				w.out.write(frameBye, nil, []byte(cleanText([]byte(bye.Error()))))
+				w.out.write(frameBye, nil, []byte(cleanText([]byte(bye.say))))
 				w.out.w.Flush() // a courtesy
 			}
 			return err
@@ -121,9 +126,7 @@ func (w *writer) step(ctx context.Context) (over bool, err error) {
 	if err := w.answer(); err != nil {
 		return false, err
 	}
-	if err := w.tidy(); err != nil {
-		return false, err
-	}
+	w.tidy()
 	select {
 	case _, open := <-w.more:
 		w.heardMore(open)
@@ -159,16 +162,23 @@ func (w *writer) heardMore(open bool) {
 		w.more = nil
 		return
 	}
-	w.mayHave = true
+	w.mayHave, w.hinted = true, true
 }
 
 // fetch asks the Station for a packet, if one could be sent.
 func (w *writer) fetch() {
+	if !w.mayHave || w.asking {
+		return
+	}
 	w.mu.Lock()
+	var offered int64
+	for _, o := range w.offers {
+		offered += o.p.Size - o.from
+	}
 	room := len(w.offers) < maxOffers && len(w.inFlight) < maxInFlight && !w.peerStopped
 	w.mu.Unlock()
-	if room && w.mayHave && !w.asking {
-		w.asking = true
+	if room && (offered < enough || w.hinted) {
+		w.asking, w.hinted = true, false
 		w.ask <- struct{}{}
 	}
 }
@@ -272,7 +282,7 @@ func (w *writer) answer() error {
 }
 
 // tidy closes offers that have a verdict, and all of them when the neighbour takes nothing more.
-func (w *writer) tidy() error {
+func (w *writer) tidy() {
 	w.mu.Lock()
 	ended := w.ended
 	w.ended = nil
@@ -281,18 +291,31 @@ func (w *writer) tidy() error {
 			o.close()
 			delete(w.offers, n)
 		}
+	}
+	if w.peerStopped || w.gaveUp {
 		w.mayHave = false
 	}
 	w.mu.Unlock()
 	for _, o := range ended {
 		o.close()
 		if !o.verdict.carried() {
-			if err := w.box.failed(o.p); err != nil {
-				return err
-			}
+			w.failedToSend(o.p)
 		}
 	}
-	return nil
+}
+
+// failedToSend passes over a packet. When too many fail, this side sends nothing more and goes on receiving.
+func (w *writer) failedToSend(p *Packet) {
+	err := w.box.failed(p)
+	if err == nil || w.gaveUp {
+		return
+	}
+	w.gaveUp, w.mayHave = true, false
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trouble == nil {
+		w.trouble = err
+	}
 }
 
 // send sends a packet that Next returned, or offers it.
@@ -313,7 +336,8 @@ func (w *writer) send(ctx context.Context, f fetched) error {
 	}
 	if errors.Is(err, errDamaged) {
 		w.o.Log.Error("packet cannot be sent", "packet", f.p.ID, "size", f.p.Size, "err", err)
-		return w.box.failed(f.p)
+		w.failedToSend(f.p)
+		return nil
 	}
 	return err
 }
@@ -363,7 +387,7 @@ func (w *writer) best() *sending {
 	defer w.mu.Unlock()
 	var best *sending
 	for _, o := range w.offers {
-		if !o.wanted {
+		if !o.wanted || o.cancelled {
 			continue
 		}
 		if best == nil || o.before(best) {
@@ -390,8 +414,11 @@ func (w *writer) sendSlice(o *sending) error {
 	w.mu.Unlock()
 	n, err := w.readSlice(o, from)
 	if err != nil {
-		// The neighbour keeps what it has. Its side of this offer ends with the contact.
-		return &farewell{fmt.Errorf("read packet %s: %w", o.p.ID, err)}
+		w.o.Log.Error("packet cannot be read", "packet", o.p.ID, "offset", from, "err", err)
+		w.mu.Lock()
+		o.cancelled = true
+		w.mu.Unlock()
+		return w.write(frameCancel, []uint64{o.n})
 	}
 	w.mu.Lock()
 	o.from = from + int64(n)

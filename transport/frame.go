@@ -29,12 +29,14 @@ const (
 	frameStop                         // reason: send me nothing more in this contact
 	frameBye                          // reason: the contact is over
 	framePing                         // empty: still here
+	frameCancel                       // offer: cannot be sent after all
 	frameLimit                        // not a frame
 )
 
 var frameNames = [...]string{
 	frameHello: "HELLO", framePacket: "PACKET", frameOffer: "OFFER", frameWant: "WANT", frameData: "DATA",
 	frameVerdict: "VERDICT", frameAck: "ACK", frameDone: "DONE", frameStop: "STOP", frameBye: "BYE", framePing: "PING",
+	frameCancel: "CANCEL",
 }
 
 func (t frameType) String() string {
@@ -66,7 +68,7 @@ func (t frameType) bodyLimits() (least, most int) {
 		return 2, number + maxSlice
 	case frameVerdict:
 		return 2, number + 1
-	case frameAck:
+	case frameAck, frameCancel:
 		return 1, number
 	case frameDone:
 		return 3, 3 * number

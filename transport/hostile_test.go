@@ -91,6 +91,7 @@ func TestHostileFrames(t *testing.T) {
 		"offers without end":      join(first, many),
 		"data without offer":      join(first, rawFrame(5, join(nums(0), []byte("xxxxx")))),
 		"data beyond the end":     join(first, offer(100), rawFrame(5, join(nums(0), make([]byte, 101)))),
+		"cancel without offer":    join(first, rawFrame(12, nums(0))),
 		"want without offer":      join(first, rawFrame(4, nums(0, 0))),
 		"verdict without offer":   join(first, rawFrame(6, nums(0, 0))),
 		"verdict unknown":         join(first, rawFrame(6, nums(0, 77))),
@@ -187,7 +188,7 @@ func FuzzAnswer(f *testing.F) {
 func repair(raw []byte) []byte {
 	out := join([]byte(hello), rawFrame(1, []byte("ship")))
 	for len(raw) >= 2 {
-		t, n := raw[0]%12, int(raw[1])
+		t, n := raw[0]%14, int(raw[1])
 		raw = raw[2:]
 		n = min(n, len(raw))
 		out = append(out, rawFrame(t, raw[:n])...)

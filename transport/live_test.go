@@ -257,6 +257,57 @@ func TestDamagedOwnPacketIsPassedOver(t *testing.T) {
 	})
 }
 
+// A big packet that turns out to be unreadable in the middle is withdrawn, and costs the others nothing.
+func TestUnreadableBigPacketIsCancelled(t *testing.T) {
+	partials := openPartials(t)
+	synctest.Test(t, func(t *testing.T) {
+		bad, good := transporttest.Packet(0, transporttest.Random(1, 400_000)), transporttest.Packet(1, transporttest.Random(2, 500_000))
+		whole := bad.Open
+		bad.Open = func(off int64) (io.ReadCloser, error) {
+			r, err := whole(off)
+			return io.NopCloser(io.LimitReader(r, 150_000-off)), err
+		}
+		m := &meeting{
+			caller: transporttest.NewStation("ship", bad, good), callee: transporttest.NewStation("shore"),
+			calleeOpt: transport.StreamOptions{Partials: partials},
+		}
+		m.run(t.Context())
+		m.mustEndWell(t)
+		transporttest.RequireReceived(t, m.callee, good)
+		if m.caller.Left() != 1 {
+			t.Errorf("%d packets left, want the unreadable one", m.caller.Left())
+		}
+		// Repaired, it goes on where it stopped.
+		bad.Open = whole
+		m.caller.Requeue()
+		m.run(t.Context())
+		m.mustEndWell(t)
+		if m.callee.Received(bad.ID) != 1 || m.calleeStats.BytesIn > 290_000 {
+			t.Errorf("received %d times, %d bytes came", m.callee.Received(bad.ID), m.calleeStats.BytesIn)
+		}
+	})
+}
+
+// A neighbour that puts off every big packet is offered a few of them only, and is still listened to.
+func TestManyPutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down, up []*transport.Packet
+		for i := range 40 {
+			down = append(down, transporttest.Packet(0, transporttest.Random(uint64(i), 80_000)))
+			up = append(up, transporttest.Packet(0, transporttest.Random(uint64(100+i), 3000)))
+		}
+		m := &meeting{
+			caller: transporttest.NewStation("ship", down...), callee: transporttest.NewStation("shore", up...),
+			ba: transporttest.Line{BitRate: 9600},
+		}
+		m.run(t.Context())
+		if m.calleeErr != nil || m.callerErr == nil {
+			t.Errorf("caller: %v, callee: %v", m.callerErr, m.calleeErr)
+		}
+		transporttest.RequireReceived(t, m.caller, up...)
+	})
+}
+
 // A line of 300 bit/s moves a slice in far more than the idle time, and nobody gives up.
 func TestVerySlowLine(t *testing.T) {
 	partials := openPartials(t)

@@ -93,7 +93,7 @@ func (l *StreamLink) Run(ctx context.Context, st Station) (Stats, error) {
 			return err
 		}
 		if err := g.Greeted(ctx, hello); err != nil {
-			return &farewell{fmt.Errorf("greeting not accepted: %w", err)}
+			return &farewell{fmt.Errorf("greeting not accepted: %w", err), "greeting not accepted"}
 		}
 		return nil
 	})

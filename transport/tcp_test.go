@@ -75,20 +75,12 @@ func serve(t *testing.T, s *transport.Server) (addr string, stop func()) {
 func TestServer(t *testing.T) {
 	partials := openPartials(t)
 	hub := transporttest.NewStation("hub", transporttest.Packet(0, transporttest.Random(1, 1<<20)))
-	var mu sync.Mutex
-	ended := 0
-	addr, stop := serve(t, &transport.Server{
-		Reception: hub, Stream: transport.StreamOptions{Partials: partials},
-		Done: func(_ net.Addr, s transport.Stats, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			ended++
-			if err != nil {
-				t.Errorf("contact: %v", err)
-			}
-		},
-	})
 	const callers = 5
+	ended := make(chan error, callers)
+	addr, _ := serve(t, &transport.Server{
+		Reception: hub, Stream: transport.StreamOptions{Partials: partials},
+		Done: func(_ net.Addr, _ transport.Stats, err error) { ended <- err },
+	})
 	var wg sync.WaitGroup
 	var sent []*transport.Packet
 	for i := range callers {
@@ -109,11 +101,12 @@ func TestServer(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	stop()
-	transporttest.RequireReceived(t, hub, sent...)
-	if ended != callers {
-		t.Errorf("%d contacts ended, want %d", ended, callers)
+	for range callers {
+		if err := <-ended; err != nil {
+			t.Errorf("contact: %v", err)
+		}
 	}
+	transporttest.RequireReceived(t, hub, sent...)
 }
 
 // Connections beyond the limit are closed at once; those within it still work, and room comes back.
