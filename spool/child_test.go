@@ -125,6 +125,14 @@ func childWork(dir string) error {
 	return <-errs
 }
 
+// smallTurns is how many mails each goroutine of childSmall sends through.
+func smallTurns() int {
+	if os.Getenv("MOCHILA_SOAK") != "" {
+		return 12
+	}
+	return 4
+}
+
 // childSmall does little and ends: with three goroutines, all content in the index.
 func childSmall(dir string) error {
 	s, err := Open(dir, Options{TraceKeep: 1 << 20})
@@ -137,7 +145,7 @@ func childSmall(dir string) error {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			for i := range 8 {
+			for i := range smallTurns() {
 				if err := turn(s, i+g, 50+(i*977)%5000); err != nil {
 					errs <- err
 				}

@@ -60,6 +60,7 @@ func Open(dir string, o Options) (s *Spool, err error) {
 	}
 	s.requests = make(chan *request, maxBatch)
 	s.quit, s.stopped = make(chan struct{}), make(chan struct{})
+	s.openBallast()
 	s.chores.start()
 	go s.write()
 	if err := s.recover(); err != nil {

@@ -51,6 +51,9 @@ func (tx *Tx) admit() error {
 	}
 	tx.b.spaceAsked[k] = true
 	tx.b.space[k] = tx.s.room(tx.urgent)
+	if tx.b.space[k] == nil && !tx.urgent && tx.s.low() {
+		tx.b.space[k] = fmt.Errorf("%w: the disk ran full, and has no room yet for the %d MiB that the spool keeps for itself", ErrFull, tx.s.ballast.size>>20)
+	}
 	return tx.b.space[k]
 }
 

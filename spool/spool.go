@@ -58,6 +58,7 @@ type Options struct {
 	TraceKeep     int           // finished items remembered; default 100,000, negative: none
 	TraceAge      time.Duration // and for how long; default 90 days
 	QuarantineMax int64         // bytes of quarantined input; default 1 GiB
+	Ballast       int64         // bytes kept allocated for recording outcomes on a full disk; default 8 MiB, negative: none
 	// Free tells how much room the disk has; default asks the system.
 	Free func() (free, total int64, err error)
 }
@@ -79,6 +80,9 @@ func (o Options) withDefaults(dir string) Options {
 	}
 	if o.QuarantineMax == 0 {
 		o.QuarantineMax = 1 << 30
+	}
+	if o.Ballast == 0 {
+		o.Ballast = 8 << 20
 	}
 	if o.OnDue == nil {
 		o.OnDue = func(Dest) {}
@@ -109,6 +113,7 @@ type Spool struct {
 	quit     chan struct{} // closed by Close
 	stopped  chan struct{} // closed when the writer has ended
 	broken   atomic.Pointer[error]
+	ballast  ballast // the writer's
 	chores   choreQueue
 	healing  healing
 	done     atomic.Int64 // records in the trace

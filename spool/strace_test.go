@@ -181,7 +181,7 @@ func TestIndexPowerCuts(t *testing.T) {
 		p.im.do(op)
 		p.check(p.im.with(nil), fmt.Sprintf("operation %d, all", n))
 	}
-	if len(p.heard) != 24 || commits < 10 {
+	if len(p.heard) != 3*smallTurns() || commits < 10 {
 		t.Fatalf("%d items and %d syncs were traced: the proof saw too little", len(p.heard), commits)
 	}
 	p.check(p.im.safe, "the end")

@@ -33,6 +33,7 @@ type batch struct {
 	unlink   []fileName
 	adopted  []*Body
 	finished int
+	due      []uint32 // destinations that the commit gave something to
 	bytes    int
 	wrote    bool
 	recount  bool // the changes do not tell all: count anew
@@ -213,45 +214,21 @@ func (s *Spool) rollback(b *batch) {
 
 // finish commits b, lets memory follow, and answers.
 func (s *Spool) finish(b *batch, ok []*request) {
-	if len(ok) == 0 || !b.wrote {
-		s.rollback(b)
-		for _, r := range ok {
-			r.reply <- nil
+	err := s.flush(b, ok)
+	if errors.Is(err, ErrFull) && s.dropBallast() {
+		// Once more: what ends mail goes through now, new mail is refused.
+		if b, ok, err = s.restart(b, ok); err != nil {
+			return
 		}
-		return
+		err = s.flush(b, ok)
 	}
-	err := s.trimTrace(b)
-	if err == nil {
-		id := b.tx.tx.ID()
-		if err = b.tx.tx.Commit(); err != nil {
-			err = s.commitFailed(id, err)
-		}
-	} else {
-		b.tx.tx.Rollback()
-	}
-	if err != nil {
-		for _, no := range b.newDests {
-			s.dests.forget(no)
-		}
-		for _, r := range ok {
-			r.reply <- err
-		}
-		return
-	}
-	s.done.Add(int64(b.finished))
-	for _, body := range b.adopted {
-		body.adopt()
-	}
-	due := s.tally.apply(b.changes)
-	if b.recount {
-		s.recount() // its error would be that of a closed index, which the next Apply reports
-	}
-	s.leases.apply(b.changes)
-	s.wakes.apply(b.changes)
 	for _, r := range ok {
-		r.reply <- nil
+		r.reply <- err
 	}
-	for _, no := range due {
+	if err != nil || !b.wrote {
+		return
+	}
+	for _, no := range b.due {
 		if d, ok := s.dests.dest(no); ok {
 			s.o.OnDue(d)
 		}
@@ -259,6 +236,35 @@ func (s *Spool) finish(b *batch, ok []*request) {
 	for _, name := range b.unlink {
 		s.chores.add(func() { s.o.FS.Remove(s.bodyPath(name)) }) // a leftover is removed by the next Open
 	}
+}
+
+// flush commits b, unless it holds nothing, and lets memory follow.
+func (s *Spool) flush(b *batch, ok []*request) error {
+	if len(ok) == 0 || !b.wrote {
+		b.wrote = false
+		s.rollback(b)
+		return nil
+	}
+	if err := s.trimTrace(b); err != nil {
+		s.rollback(b)
+		return err
+	}
+	id := b.tx.tx.ID()
+	if err := b.tx.tx.Commit(); err != nil {
+		s.rollback(b)
+		return s.commitFailed(id, err)
+	}
+	s.done.Add(int64(b.finished))
+	for _, body := range b.adopted {
+		body.adopt()
+	}
+	b.due = s.tally.apply(b.changes)
+	if b.recount {
+		s.recount() // its error would be that of a closed index, which the next Apply reports
+	}
+	s.leases.apply(b.changes)
+	s.wakes.apply(b.changes)
+	return nil
 }
 
 // commitFailed decides whether the index can go on. A full disk is noticed while pages are written that nothing
