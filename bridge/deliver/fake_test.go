@@ -28,7 +28,7 @@ type fake struct {
 	reply func(cmd string) string
 	// body may answer the content; conn counts connections from 1. "" and "close" as above.
 	body func(conn int, raw string) []string
-	// reads is asked before each line of content; true hangs up with that reply.
+	// cut is asked before each line of content; true hangs up after that reply.
 	cut func(sofar int) (bool, string)
 
 	ln net.Listener
