@@ -128,8 +128,8 @@ func appendBool(b []byte, tag uint64, v bool) []byte {
 	return b
 }
 
-// appendRecord appends the canonical record of m. size is the content length, 0 when it is not known yet.
-func appendRecord(b []byte, m *Mail, size int64) []byte {
+// appendRecord appends the canonical record of m. It has no FieldSize: the content is still being read.
+func appendRecord(b []byte, m *Mail) []byte {
 	b = appendText(b, FieldSender, m.Sender)
 	var rec []byte
 	for i := range m.Recipients {
@@ -155,7 +155,6 @@ func appendRecord(b []byte, m *Mail, size int64) []byte {
 	}
 	b = appendBool(b, FieldOwner, m.Owner)
 	b = appendText(b, FieldProto, m.Proto)
-	b = appendUint(b, FieldSize, uint64(size))
 	return appendText(b, FieldSite, m.Site)
 }
 
@@ -178,7 +177,7 @@ func append64(b []byte, v uint64) []byte {
 func AppendRequest(b []byte, v Verb, m *Mail) []byte {
 	b = append(append(b, Magic...), FrameVer, byte(v), 0, 0, 0, 0)
 	n := len(b)
-	b = appendRecord(b, m, 0)
+	b = appendRecord(b, m)
 	put32(b[n-4:], uint32(len(b)-n))
 	return b
 }
