@@ -48,21 +48,25 @@ type Packet struct {
 // All methods may be called from several goroutines.
 type Station interface {
 	// Next returns the packet to send next: highest class first, small before big. nil means nothing is due now.
-	// Packing happens here, so a packet that Next returned is expected to be sent.
+	// Packing happens here, so a packet that Next returned is expected to be sent. If it is not, the contact ends
+	// without a Sent for it: then it is due again. A link asks once more after the last incoming packet and before
+	// the contact ends, so a receipt for what came needs no More.
 	Next(ctx context.Context) (*Packet, error)
-	// More receives a value whenever Next may have something that it had not before.
+	// More receives a value whenever Next may have something that it had not before. The same channel at each call.
 	More() <-chan struct{}
-	// Sent says that the carrier has taken all bytes of a packet (which is not delivery).
+	// Sent says that the carrier has taken all bytes of a packet, which is not custody: on a folder it lies there
+	// and is flushed, on a stream the neighbour has said that it has dealt with it, a submitter has accepted it.
 	Sent(p *Packet)
 	// Finished reports whether a packet that this node wrote is no longer needed on the carrier: the neighbour
 	// has acknowledged it, or this node has withdrawn it. Unknown packets are not finished.
 	Finished(id ID) bool
 	// Known reports whether an incoming packet with these HeadSize leading bytes needs not be read again.
 	Known(head []byte, size int64) bool
-	// Receive takes one incoming packet of size bytes. nil means it is durable here (or was already).
+	// Receive takes one incoming packet of size bytes. nil means it is durable here (or was already). Several may be
+	// under way at a time. If r fails instead of ending after size bytes, nothing of the packet may be kept.
 	// ErrIncomplete: not all of it has come yet, try again at another contact. ErrRefused: it was put into
 	// quarantine or is not for this node; the contact goes on. Any other error is trouble of this node's own
-	// (full disk, shutdown): the contact ends, nothing is lost.
+	// (full disk, shutdown): nothing is lost, this side takes nothing new in this contact, and sends what it has.
 	Receive(ctx context.Context, size int64, r io.Reader) error
 }
 
