@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"time"
 
@@ -234,10 +233,14 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	}
 	down = len(res) > 0
 	for _, r := range res {
-		if r.Action != envelope.ActionPending || !strings.HasPrefix(r.Status.Enhanced, "4.4.") {
-			down = false
-		} else {
+		if r.Corrupt {
+			b.quarantineItem(ref.ID, "the content in the spool is not what was accepted: "+r.Status.Text)
+			return s, false
+		}
+		if r.Action == envelope.ActionPending && r.Down {
 			s = r.Status
+		} else {
+			down = false
 		}
 	}
 	if down {

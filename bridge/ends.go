@@ -54,7 +54,7 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 		}
 	}
 	var item *spool.Item
-	err = b.spool.Apply(func(tx *spool.Tx) (err error) {
+	err = b.spool.ApplySoon(func(tx *spool.Tx) (err error) {
 		if item, err = tx.Item(ref.ID); err != nil {
 			return err
 		}

@@ -183,7 +183,7 @@ func (b *Body) adopt() {
 	}
 }
 
-// bodyTable knows the body files that no commit mentions yet.
+// bodyTable knows the body files that no commit mentions yet, or any more.
 type bodyTable struct {
 	mu sync.Mutex
 	by map[fileName]struct{}

@@ -55,6 +55,18 @@ func (t *tallies) apply(changes []change) (due []uint32) {
 	return due
 }
 
+// clone copies the counts.
+func (t *tallies) clone() *tallies {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := &tallies{by: make(map[uint32]*tallyOf)}
+	for no, x := range t.by {
+		y := *x
+		c.by[no] = &y
+	}
+	return c
+}
+
 // contains is a linear search: a commit touches few destinations.
 func contains(list []uint32, x uint32) bool {
 	for _, y := range list {

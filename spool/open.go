@@ -36,40 +36,49 @@ const mapSize = 1 << (18 + 14*(^uint(0)>>63)) // 4 GiB on 64 bits, 256 KiB on 32
 // bodies that no item mentions are removed, records that cannot be read are set aside, items whose body is gone are
 // held with Item.Problem set, and the index is compacted when more than half of it is free (Recovered tells).
 // It fails with durable.ErrLocked while another process has it, and with ErrNewer for a later format.
-func Open(dir string, o Options) (s *Spool, err error) {
-	s = &Spool{dir: dir, o: o.withDefaults(dir)}
+func Open(dir string, o Options) (*Spool, error) {
+	s := &Spool{dir: dir, o: o.withDefaults(dir)}
 	s.syncer = &durable.DirSyncer{FS: s.o.FS}
-	if err := s.makeFolders(); err != nil {
+	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("opening spool %q: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Spool) open() (err error) {
+	if err := s.makeFolders(); err != nil {
+		return err
 	}
 	if s.lock, err = durable.Lock(s.path("lock")); err != nil {
-		return nil, fmt.Errorf("opening spool %q: %w", dir, err)
+		return err
 	}
-	defer func() {
-		if err == nil {
-			return
-		}
+	if err = s.openIndex(); err == nil {
+		err = s.start()
+	}
+	if err != nil {
 		if s.db != nil {
 			s.db.Close()
 		}
 		s.lock.Unlock()
-		s, err = nil, fmt.Errorf("opening spool %q: %w", dir, err)
-	}()
-	if err := s.openIndex(); err != nil {
-		return nil, err
 	}
+	return err
+}
+
+// start begins the work of the writer and brings everything into order.
+func (s *Spool) start() error {
 	s.requests = make(chan *request, maxBatch)
+	s.soon = make(chan *request, maxBatch)
 	s.quit, s.stopped = make(chan struct{}), make(chan struct{})
 	s.openBallast()
 	s.chores.start()
 	go s.write()
-	if err := s.recover(); err != nil {
+	err := s.recover()
+	if err != nil {
 		close(s.quit)
 		<-s.stopped
 		s.chores.close()
-		return nil, err
 	}
-	return s, nil
+	return err
 }
 
 // makeFolders makes what is missing. The index and lock need real folders whatever lies below bodies.

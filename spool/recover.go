@@ -76,34 +76,12 @@ type badRecord struct {
 
 // recount rebuilds what memory knows of the index, and lists records whose head is broken.
 func (s *Spool) recount() (bad []badRecord, err error) {
-	by := make(map[uint32]*tallyOf)
+	var by map[uint32]*tallyOf
 	traced := 0
 	err = s.view(func(b *bolt.Tx) error {
 		traced = b.Bucket(bucketNames[bkTrace].name).Stats().KeyN
-		return b.Bucket(bucketNames[bkItem].name).ForEach(func(k, v []byte) error {
-			if len(k) != 16 {
-				return nil
-			}
-			id := envelope.ID(k)
-			h, err := parseHead(v)
-			if err == nil {
-				err = s.knownDests(&h)
-			}
-			if err != nil {
-				bad = append(bad, badRecord{id, err})
-				return nil
-			}
-			for i := range h.nlegs {
-				l := h.leg(i)
-				t := by[l.dest]
-				if t == nil {
-					t = &tallyOf{}
-					by[l.dest] = t
-				}
-				t.count(&change{id: id, to: l.state, size: h.size})
-			}
-			return nil
-		})
+		by, bad, err = s.countItems(b)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -113,6 +91,36 @@ func (s *Spool) recount() (bad []badRecord, err error) {
 	s.tally.by = by
 	s.tally.mu.Unlock()
 	return bad, nil
+}
+
+// countItems counts the legs of every destination.
+func (s *Spool) countItems(b *bolt.Tx) (by map[uint32]*tallyOf, bad []badRecord, err error) {
+	by = make(map[uint32]*tallyOf)
+	err = b.Bucket(bucketNames[bkItem].name).ForEach(func(k, v []byte) error {
+		if len(k) != 16 {
+			return nil
+		}
+		id := envelope.ID(k)
+		h, err := parseHead(v)
+		if err == nil {
+			err = s.knownDests(&h)
+		}
+		if err != nil {
+			bad = append(bad, badRecord{id, err})
+			return nil
+		}
+		for i := range h.nlegs {
+			l := h.leg(i)
+			t := by[l.dest]
+			if t == nil {
+				t = &tallyOf{}
+				by[l.dest] = t
+			}
+			t.count(&change{id: id, to: l.state, size: h.size})
+		}
+		return nil
+	})
+	return by, bad, err
 }
 
 // knownDests checks that every leg goes somewhere.

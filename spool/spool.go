@@ -110,6 +110,8 @@ type Spool struct {
 	bodies bodyTable
 
 	requests chan *request
+	soon     chan *request
+	waiting  []*request    // callers of ApplySoon; the writer's own
 	quit     chan struct{} // closed by Close
 	stopped  chan struct{} // closed when the writer has ended
 	broken   atomic.Pointer[error]

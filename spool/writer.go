@@ -17,10 +17,18 @@ const (
 	maxBatchBytes = 4 << 20
 )
 
+// What ApplySoon may wait for company, and how many of its callers are company enough. The wait is a few syncs of a
+// fast disk long.
+const (
+	soonWait  = 3 * time.Millisecond
+	soonCount = 32
+)
+
 // request is one call of Apply.
 type request struct {
 	fn     func(*Tx) error
 	urgent bool
+	alone  bool // no companions: fn looks at the transaction as a whole
 	err    error
 	reply  chan error
 }
@@ -52,13 +60,24 @@ func (s *Spool) Apply(fn func(*Tx) error) error { return s.apply(fn, false) }
 // which alone free space. A last reserve of 16 MiB is kept from them too.
 func (s *Spool) ApplyUrgent(fn func(*Tx) error) error { return s.apply(fn, true) }
 
-func (s *Spool) apply(fn func(*Tx) error, urgent bool) error {
+// ApplySoon is ApplyUrgent for work that nobody outside waits for, such as the end of a delivery: it rides along with
+// the next commit, and waits a few milliseconds for one, so that a stream of mail needs half the syncs.
+func (s *Spool) ApplySoon(fn func(*Tx) error) error { return s.send(s.soon, fn, true) }
+
+func (s *Spool) apply(fn func(*Tx) error, urgent bool) error { return s.send(s.requests, fn, urgent) }
+
+func (s *Spool) send(to chan<- *request, fn func(*Tx) error, urgent bool) error {
 	if p := s.broken.Load(); p != nil {
 		return *p
 	}
-	r := &request{fn: fn, urgent: urgent, reply: make(chan error, 1)}
+	return s.submit(to, &request{fn: fn, urgent: urgent})
+}
+
+// submit hands a request to the writer and waits for its answer.
+func (s *Spool) submit(to chan<- *request, r *request) error {
+	r.reply = make(chan error, 1)
 	select {
-	case s.requests <- r:
+	case to <- r:
 	case <-s.quit:
 		return ErrClosed
 	}
@@ -91,25 +110,69 @@ func (s *Spool) view(fn func(*bolt.Tx) error) error {
 // write is the writer goroutine; Close waits for it.
 func (s *Spool) write() {
 	defer close(s.stopped)
+	timer := time.NewTimer(soonWait)
+	defer timer.Stop()
 	for {
 		select {
 		case r := <-s.requests:
-			s.commit(r)
+			s.commits(r, timer)
+		case r := <-s.soon:
+			if len(s.waiting) == 0 {
+				timer.Reset(soonWait)
+			}
+			s.waiting = append(s.waiting, r)
+			if len(s.waiting) >= soonCount {
+				s.commits(s.company(), timer)
+			}
+		case <-timer.C:
+			s.commits(s.company(), timer)
 		case <-s.quit:
+			for r := s.company(); r != nil; r = s.company() {
+				r.reply <- ErrClosed
+			}
 			return
 		}
 	}
 }
 
-// commit runs r and whatever else waits in one transaction.
-func (s *Spool) commit(r *request) {
+// commits commits r (nil: nothing) and those that wanted a commit of their own. A full commit may leave callers of
+// ApplySoon behind: the timer comes back for them.
+func (s *Spool) commits(r *request, timer *time.Timer) {
+	for r != nil {
+		r = s.commit(r)
+	}
+	if len(s.waiting) > 0 {
+		timer.Reset(soonWait)
+	}
+}
+
+// company returns the next caller of ApplySoon that waits, or nil.
+func (s *Spool) company() *request {
+	if len(s.waiting) > 0 {
+		r := s.waiting[0]
+		s.waiting[0] = nil
+		if s.waiting = s.waiting[1:]; len(s.waiting) == 0 {
+			s.waiting = nil
+		}
+		return r
+	}
+	select {
+	case r := <-s.soon:
+		return r
+	default:
+		return nil
+	}
+}
+
+// commit runs r and whatever else waits in one transaction. It returns the request that wants one of its own next.
+func (s *Spool) commit(r *request) (next *request) {
 	b, err := s.begin()
 	if err != nil {
 		r.reply <- err
-		return
+		return nil
 	}
 	ok := make([]*request, 0, 64)
-	full := false
+	full := r.alone
 	for r != nil {
 		before := b.wrote
 		b.wrote = false
@@ -122,15 +185,19 @@ func (s *Spool) commit(r *request) {
 				// from costing the others more than twice their work.
 				full = true
 				if b, ok, err = s.restart(b, ok); err != nil {
-					return
+					return nil
 				}
 				before = b.wrote
 			}
 		}
 		b.wrote = b.wrote || before
-		r = s.more(len(ok), b, full)
+		if r = s.more(len(ok), b, full); r != nil && r.alone {
+			next = r
+			break
+		}
 	}
 	s.finish(b, ok)
+	return next
 }
 
 // more returns the next request for a commit that holds n already, or nil when nobody waits.
@@ -145,7 +212,7 @@ func (s *Spool) more(n int, b *batch, full bool) *request {
 		default:
 		}
 		if try == 1 {
-			return nil
+			return s.company()
 		}
 		runtime.Gosched() // those whom the last commit woke are about to come back
 	}
@@ -234,7 +301,10 @@ func (s *Spool) finish(b *batch, ok []*request) {
 		}
 	}
 	for _, name := range b.unlink {
-		s.chores.add(func() { s.o.FS.Remove(s.bodyPath(name)) }) // a leftover is removed by the next Open
+		s.chores.add(func() {
+			s.o.FS.Remove(s.bodyPath(name)) // a leftover is removed by the next Open
+			s.bodies.remove(name)
+		})
 	}
 }
 
@@ -249,8 +319,14 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 		s.rollback(b)
 		return err
 	}
+	for _, name := range b.unlink {
+		s.bodies.add(name)
+	}
 	id := b.tx.tx.ID()
 	if err := b.tx.tx.Commit(); err != nil {
+		for _, name := range b.unlink {
+			s.bodies.remove(name)
+		}
 		s.rollback(b)
 		return s.commitFailed(id, err)
 	}

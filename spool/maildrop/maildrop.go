@@ -61,13 +61,10 @@ type Dir struct {
 	odd map[string]bool // entries that cannot be removed, and were reported
 }
 
-// DomainFile is the file in a maildrop that tells sendmail the domain of unqualified header addresses.
-const DomainFile = "domain"
-
 // nameLen is the length of the names that sendmail chooses: 128 bits in base32.
 const nameLen = 26
 
-// Open makes the folder, with the permissions it needs, and writes the domain file. The parent folders are created
+// Open makes the folder, with the permissions it needs, and writes submit.DomainFile. The parent folders are created
 // so that everybody may pass them.
 func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 	if o.MaxSize <= 0 {
@@ -94,15 +91,15 @@ func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 
 // writeDomain replaces whatever somebody may have put under that name.
 func (d *Dir) writeDomain(domain string) error {
-	f, err := os.CreateTemp(d.path, submit.TempPrefix+DomainFile+"-*")
+	f, err := os.CreateTemp(d.path, submit.TempPrefix+submit.DomainFile+"-*")
 	if err != nil {
 		return fmt.Errorf("maildrop: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.WriteString(domain + "\n")
+	_, err = fmt.Fprintf(f, "%s\n%d\n", domain, d.opt.MaxSize)
 	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(d.path, DomainFile))
+		err = os.Rename(f.Name(), filepath.Join(d.path, submit.DomainFile))
 	}
 	if err != nil {
 		return fmt.Errorf("maildrop: writing the domain: %w", err)
@@ -173,7 +170,7 @@ func (d *Dir) batch(ctx context.Context, names []string, now time.Time) (taken i
 			break
 		}
 		switch {
-		case name == DomainFile:
+		case name == submit.DomainFile:
 		case strings.HasPrefix(name, submit.TempPrefix):
 			d.sweep(name, now)
 		case !properName(name):

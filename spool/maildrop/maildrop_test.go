@@ -126,7 +126,7 @@ func (d *Dir) left(t *testing.T) []string {
 	}
 	var out []string
 	for _, e := range es {
-		if e.Name() != DomainFile {
+		if e.Name() != submit.DomainFile {
 			out = append(out, e.Name())
 		}
 	}
@@ -148,14 +148,14 @@ func TestOpenMakesAWriteOnlyFolder(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o733 || fi.Mode()&os.ModeSticky == 0 {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
-	b, err := os.ReadFile(filepath.Join(d.Path(), DomainFile))
-	if err != nil || string(b) != "camp.example\n" {
+	b, err := os.ReadFile(filepath.Join(d.Path(), submit.DomainFile))
+	if err != nil || string(b) != "camp.example\n52428800\n" {
 		t.Errorf("%q, %v", b, err)
 	}
 	// A domain file of somebody else's making is replaced, a link is not followed.
 	victim := filepath.Join(t.TempDir(), "victim")
-	os.Remove(filepath.Join(d.Path(), DomainFile))
-	if err := os.Symlink(victim, filepath.Join(d.Path(), DomainFile)); err != nil {
+	os.Remove(filepath.Join(d.Path(), submit.DomainFile))
+	if err := os.Symlink(victim, filepath.Join(d.Path(), submit.DomainFile)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(d.Path(), "hub.example", newDesk(), Options{}); err != nil {
