@@ -318,7 +318,7 @@ func (c *checker) file(f fileID) error {
 
 // confirm drops findings that other work has overtaken, and compares the counts: in the writer, while all stand still.
 func (c *checker) confirm() error {
-	return c.s.Apply(func(tx *Tx) error {
+	return c.s.submit(c.s.requests, &request{alone: true, fn: func(tx *Tx) error {
 		orphans := c.orphans[:0:0]
 		for _, n := range c.orphans {
 			k := fileKey(n)
@@ -340,17 +340,16 @@ func (c *checker) confirm() error {
 		}
 		c.rep.Problems = problems
 		return c.counts(tx)
-	})
+	}})
 }
 
-// counts compares what memory counts, with what this transaction has changed already, with the records.
+// counts compares what memory counts with the records.
 func (c *checker) counts(tx *Tx) error {
 	is, _, err := c.s.countItems(tx.tx)
 	if err != nil {
 		return err
 	}
 	was := c.s.tally.clone()
-	was.apply(tx.b.changes)
 	for no := uint32(1); no <= c.s.dests.count(); no++ {
 		a, b := was.by[no], is[no]
 		if a == nil {

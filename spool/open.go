@@ -110,12 +110,15 @@ func boltOptions() *bolt.Options {
 func (s *Spool) openIndex() error {
 	os.Remove(s.path(indexFile + ".new")) // an unfinished compaction or birth
 	path := s.path(indexFile)
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
 		if err := s.makeIndex(path); err != nil {
 			return fmt.Errorf("making the index: %w", err)
 		}
-	} else if err != nil {
+	case err != nil:
 		return err
+	case st.Size() == 0: // never our doing; bbolt would take it for a new one
+		return fmt.Errorf("index %q is empty: restore it from a backup, or remove it to begin anew without what was queued", path)
 	}
 	if err := s.openDB(path); err != nil {
 		return err
