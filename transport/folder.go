@@ -152,8 +152,8 @@ func (l *FolderLink) Run(ctx context.Context, st Station) (Stats, error) {
 	v.fail(v.read(ctx))
 	if ctx.Err() == nil {
 		v.fail(v.clean(ctx, lying))
-		if p, ok := st.(Presence); ok {
-			p.Present(lying)
+		if p, ok := st.(Presence); ok && err == nil {
+			p.Present(slices.DeleteFunc(lying, func(e Entry) bool { return !v.mine[e.Name] }))
 		}
 	}
 	if ctx.Err() == nil {

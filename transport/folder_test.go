@@ -92,3 +92,63 @@ func TestDirConformsOnFAT(t *testing.T) {
 func TestMemFolderConforms(t *testing.T) {
 	transporttest.TestFolder(t, func(t *testing.T) transport.Folder { return transporttest.NewMemFolder(0) })
 }
+
+// curator is a Station that puts back what somebody took off the stick.
+type curator struct {
+	*transporttest.Station
+	all   map[string]*transport.Packet
+	calls int
+}
+
+func (c *curator) Present(own []transport.Entry) {
+	c.calls++
+	there := make(map[string]int64)
+	for _, e := range own {
+		there[e.Name] = e.Size
+	}
+	for name, p := range c.all {
+		if there[name] != p.Size && !c.Finished(p.ID) {
+			c.Add(p)
+		}
+	}
+}
+
+func TestMissingPacketsComeBack(t *testing.T) {
+	d, root := newDir(t)
+	link := transport.NewFolderLink(d, ship, shore, transport.FolderOptions{})
+	c := &curator{Station: transporttest.NewStation("ship"), all: make(map[string]*transport.Packet)}
+	var due []*transport.Packet
+	for i := range 4 {
+		p := transporttest.Packet(0, transporttest.Random(uint64(i), 500))
+		c.all[p.ID.String()] = p
+		due = append(due, p)
+	}
+	run := func(out int) {
+		t.Helper()
+		stats, err := link.Run(t.Context(), c)
+		if err != nil || stats.PacketsOut != out {
+			t.Fatalf("%+v, %v, want %d packets out", stats, err, out)
+		}
+	}
+	run(4)
+	run(0)
+	own := filepath.Join(root, "mochila", ship.String(), shore.String())
+	if err := os.Remove(filepath.Join(own, due[0].ID.String())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(own, due[1].ID.String()), 100); err != nil {
+		t.Fatal(err)
+	}
+	c.Finish(due[2].ID)
+	run(2)
+	calls := c.calls
+	if err := os.RemoveAll(own); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(own, nil, 0o644); err != nil { // cannot be listed: says nothing about what is there
+		t.Fatal(err)
+	}
+	if _, err := link.Run(t.Context(), c); err == nil || c.calls != calls {
+		t.Errorf("%v, told %d times of a folder that could not be listed", err, c.calls-calls)
+	}
+}

@@ -71,8 +71,10 @@ type Station interface {
 }
 
 // Presence is a Station that wants to know which of its own packets still lie on a folder, so that it can offer those
-// that are missing once more. Present is called between reading and writing.
+// that are missing or damaged once more.
 type Presence interface {
+	// Present is called once per contact between reading and writing, after finished packets were deleted. own has
+	// the packets that are left, by name and size; it is not called when the folder could not be listed.
 	Present(own []Entry)
 }
 
