@@ -88,3 +88,57 @@ func BenchmarkCycle(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkBodyFile stores mails of 32 KiB, each in a file of its own.
+func BenchmarkBodyFile(b *testing.B) {
+	data := make([]byte, 32<<10)
+	for _, n := range []int{1, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, b.TempDir(), Options{})
+			b.SetBytes(int64(len(data)))
+			parallel(b, n, func() error { _, err := accept(s, data); return err })
+		})
+	}
+}
+
+func BenchmarkList(b *testing.B) {
+	s := open(b, b.TempDir(), Options{})
+	queue(b, s, 100_000)
+	b.Run("page", func(b *testing.B) {
+		for b.Loop() {
+			if page, _, err := s.List(Query{Limit: 100}); err != nil || len(page) != 100 {
+				b.Fatal(len(page), err)
+			}
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			n := 0
+			if _, _, err := s.List(Query{Match: func(*Item) bool { n++; return false }}); err != nil || n != 100_000 {
+				b.Fatal(n, err)
+			}
+		}
+	})
+}
+
+// BenchmarkOpen opens a spool with 100,000 mails.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	s, err := Open(dir, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	queue(b, s, 100_000)
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s, err := Open(dir, Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

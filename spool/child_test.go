@@ -27,6 +27,7 @@ var children = map[string]func(dir string) error{
 	"work":  childWork,
 	"small": childSmall,
 	"full":  childFull,
+	"broke": childBroken,
 }
 
 func TestMain(m *testing.M) {
@@ -281,4 +282,57 @@ func TestKill(t *testing.T) {
 		}
 	}
 	t.Logf("%d items checked after %d kills", len(heard), rounds)
+}
+
+// childBroken works until the index fails, and expects that nothing is acknowledged from then on.
+func childBroken(dir string) error {
+	s, err := Open(dir, Options{})
+	if err != nil {
+		return err
+	}
+	for i := 0; ; i++ {
+		if err = turn(s, i, 100); err != nil {
+			break
+		}
+		if i > 1000 {
+			return errors.New("no fsync ever failed")
+		}
+	}
+	if !errors.Is(err, ErrBroken) || !errors.Is(err, syscall.EIO) {
+		return fmt.Errorf("expected a broken index: %w", err)
+	}
+	for range 3 {
+		if err := s.Apply(func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) }); !errors.Is(err, ErrBroken) {
+			return fmt.Errorf("after a failed fsync: %v", err)
+		}
+	}
+	say("broken")
+	s.Close() // its own errors do not matter any more
+	return nil
+}
+
+// TestFailedSync: after an fsync of the index has failed nothing is acknowledged any more; what was, is there.
+func TestFailedSync(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("SKIPPED LOUDLY: strace is not installed: failing fsyncs were not tried")
+	}
+	for _, when := range []string{"5+", "6+"} { // of the data, of the meta page
+		dir := t.TempDir()
+		fill(t, dir)
+		cmd := child(t, "broke", dir, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when="+when)
+		out, err := cmd.Output()
+		if err != nil && !bytes.Contains(out, []byte("add ")) {
+			t.Skipf("SKIPPED LOUDLY: strace cannot inject here (%v): failing fsyncs were not tried", err)
+		}
+		if err != nil || !bytes.Contains(out, []byte("broken")) {
+			t.Fatalf("%v: %s", err, out)
+		}
+		s := open(t, dir, Options{})
+		heard := hear(bytes.NewReader(out))
+		if len(heard) == 0 {
+			t.Error("nothing was acknowledged before the failure")
+		}
+		kept(t, s, heard, "after a failed fsync")
+	}
 }

@@ -266,7 +266,7 @@ func (s *Spool) begin() (*batch, error) {
 	return b, nil
 }
 
-// run calls one function; its transaction handle is dead afterwards for anybody who kept it.
+// run calls one function.
 func (s *Spool) run(b *batch, r *request) error {
 	b.tx.urgent = r.urgent
 	return r.fn(b.tx)
