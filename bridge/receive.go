@@ -559,7 +559,7 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 			continue
 		}
 		for _, i := range leg.Rcpts {
-			b.logDelivery(l.item, i, "sent", b.Policy().nodeName(in.peer), envelope.Status{Code: 250, Enhanced: "2.0.0", Text: l.word}, now)
+			b.logDelivery(l.item, i, "arrived", b.Policy().nodeName(in.peer), envelope.Status{Code: 250, Enhanced: "2.0.0", Text: l.word}, now)
 		}
 	}
 	for _, m := range in.marks {

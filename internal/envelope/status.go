@@ -2,13 +2,17 @@ package envelope
 
 import "strconv"
 
-// String is the reply as it stands on the wire: "550 5.1.1 no such user".
+// String is the reply as it stands on the wire: "550 5.1.1 no such user"; without the code where no
+// dialog was held.
 func (s Status) String() string {
-	t := strconv.Itoa(s.Code)
+	t := s.Text
 	if s.Enhanced != "" {
-		t += " " + s.Enhanced
+		t = s.Enhanced + " " + t
 	}
-	return t + " " + s.Text
+	if s.Code != 0 {
+		t = strconv.Itoa(s.Code) + " " + t
+	}
+	return t
 }
 
 // Temporary reports whether a later try may succeed.
