@@ -105,11 +105,8 @@ func (b *Bridge) explain(item *spool.Item) []string {
 		if item.Legs[i].Carrier != "" {
 			line += ", last handed to " + item.Legs[i].Carrier
 		}
-		b.mu.Lock()
-		heard := b.heard[n]
-		b.mu.Unlock()
-		if heard.IsZero() {
-			line += "; nothing was heard of it since this node started."
+		if heard := b.Heard(n); heard.IsZero() {
+			line += "; nothing was ever heard of it."
 		} else {
 			line += "; last heard of " + heard.UTC().Format("2006-01-02 15:04 UTC") + "."
 		}

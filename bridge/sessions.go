@@ -124,6 +124,18 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 	return best, seq, salt, nil
 }
 
+// heardOf is when the last item of a peer was opened.
+func (s *sessions) heardOf(peer envelope.NodeID) (last time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if x.peer == peer && x.heard.After(last) && x.state != sesOffered {
+			last = x.heard
+		}
+	}
+	return last
+}
+
 // offers reports whether items of the session still carry its offer.
 func (s *sessions) offers(x *session) bool {
 	s.mu.Lock()

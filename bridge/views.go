@@ -20,11 +20,16 @@ func (b *Bridge) PlaceDown(d spool.Dest) (s envelope.Status, until time.Time, ok
 // NextHops returns the neighbours through which a node is reached.
 func (b *Bridge) NextHops(node envelope.NodeID) []envelope.NodeID { return b.Policy().paths(node) }
 
-// Heard is when a neighbour was last heard by this process; zero if not yet.
+// Heard is when a node was last heard: a good contact with it, or something it sealed that came by any way. Zero if
+// never.
 func (b *Bridge) Heard(node envelope.NodeID) time.Time {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.heard[node]
+	last := b.heard[node]
+	b.mu.Unlock()
+	if t := b.ses.heardOf(node); t.After(last) {
+		return t
+	}
+	return last
 }
 
 // Verb is what an operator does to an envelope.
