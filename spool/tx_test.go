@@ -524,6 +524,45 @@ func TestListPages(t *testing.T) {
 	}
 }
 
+// TestApplySoon: callers that can wait ride along with others, or go by themselves; none is forgotten, also at the end.
+func TestApplySoon(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			do := s.ApplySoon
+			if i%3 == 0 {
+				do = s.Apply
+			}
+			if err := do(func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) }); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if c, err := s.Counts(); err != nil || len(c) != 1 || c[0].Total() != 200 {
+		t.Errorf("counts %+v, %v", c, err)
+	}
+	for range 50 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := s.ApplySoon(func(*Tx) error { return nil }); err != nil && !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		}()
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
 // TestClosed: whatever is called after Close says so, and nobody hangs.
 func TestClosed(t *testing.T) {
 	s, err := Open(t.TempDir(), Options{})
@@ -547,9 +586,7 @@ func TestClosed(t *testing.T) {
 			}
 		}()
 	}
-	if err := s.Apply(func(*Tx) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
+	apply(t, s, func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) })
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
