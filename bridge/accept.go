@@ -38,6 +38,10 @@ func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient
 // Data opens the intake of one mail (smtpd.Acceptor). The Received line is written first: it is part of the content
 // from then on.
 func (b *Bridge) Data(_ context.Context, m *envelope.Mail) (smtpd.Intake, error) {
+	if err := m.Check(); err != nil {
+		// what no other node would take is not accepted here
+		return nil, envelope.NewStatus(553, "5.1.7", envelope.OneLine(err.Error(), 200))
+	}
 	in := &intake{b: b, mail: m, body: b.spool.NewBody(), limit: b.Policy().Limits.MessageSize}
 	now := b.now()
 	in.id = envelope.NewID(now)
@@ -124,6 +128,10 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if err != nil {
 		in.body.Discard()
 		return "", err
+	}
+	if err := env.Check(); err != nil {
+		in.body.Discard()
+		return "", envelope.NewStatus(554, "5.6.0", envelope.OneLine(err.Error(), 200))
 	}
 	err = in.b.spool.Apply(func(tx *spool.Tx) error {
 		if in.file != "" {
