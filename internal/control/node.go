@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mochila/bridge"
@@ -37,6 +38,8 @@ type Node struct {
 	started  time.Time
 	daemon   bool
 	listens  []string
+
+	delivered atomic.Int64 // mails handed to somebody here, for what a sync tells
 
 	collect sync.Mutex // one Collect at a time
 	mu      sync.Mutex // guards what follows
@@ -111,8 +114,12 @@ func (n *Node) open(o NodeOptions) (err error) {
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
 		Stream: transport.StreamOptions{Partials: n.partials, MaxSize: 1 << 40, Log: n.log},
 		Deliver: func(via string) (deliver.Transport, error) {
-			return deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
+			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
 				TempDir: n.spool.TempDir(), MaxConns: n.config().Limits.Deliveries})
+			if err != nil {
+				return nil, err
+			}
+			return counted{t, &n.delivered}, nil
 		},
 	})
 	if err != nil {
@@ -123,6 +130,23 @@ func (n *Node) open(o NodeOptions) (err error) {
 		MaxSize: int64(n.cfg.SMTP.MaxSize), Owner: int64(os.Geteuid()), User: submission.LoginName, Log: n.log,
 	})
 	return err
+}
+
+// counted counts the mails that a delivery hands over.
+type counted struct {
+	deliver.Transport
+	n *atomic.Int64
+}
+
+func (c counted) Deliver(ctx context.Context, m *deliver.Message) []deliver.Result {
+	rs := c.Transport.Deliver(ctx, m)
+	for _, r := range rs {
+		if r.Action == envelope.ActionDelivered || r.Action == envelope.ActionRelayed {
+			c.n.Add(1)
+			break
+		}
+	}
+	return rs
 }
 
 // Close gives the node back.

@@ -63,6 +63,7 @@ func (n *Node) settle(ctx context.Context) {
 func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 	line := SyncLine{Carrier: t.contact.URL, Folder: t.folder, Node: t.contact.NodeName}
 	n.takeJoined()
+	before := n.delivered.Load()
 	if t.contact.Node.IsZero() {
 		return n.visit(ctx, t, line)
 	}
@@ -79,6 +80,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 			break
 		}
 		n.settle(ctx)
+		line.Delivered = int(n.delivered.Load() - before)
 		if !t.folder || r.Stats.PacketsIn == 0 && round > 0 || !n.bridge.DueFor(t.contact) {
 			break
 		}
@@ -104,6 +106,7 @@ func (n *Node) visit(ctx context.Context, t target, line SyncLine) SyncLine {
 		line.Error = err.Error()
 		return line
 	}
+	before := n.delivered.Load()
 	link := carrier.Link(transport.LinkOptions{Self: n.keys.ID().Label(), Peer: t.contact.Label})
 	st, err := n.bridge.Visit(ctx, link, t.contact.URL)
 	line.add(st)
@@ -116,13 +119,14 @@ func (n *Node) visit(ctx context.Context, t target, line SyncLine) SyncLine {
 		return line
 	}
 	n.settle(ctx)
-	line.Paired = joined[0]
+	line.Paired, line.Delivered = joined[0], int(n.delivered.Load()-before)
 	for _, c := range n.contactsOf(joined[0]) {
 		if c.URL != t.contact.URL {
 			continue
 		}
 		next := n.syncOne(ctx, target{contact: c, folder: true})
 		next.Paired = joined[0]
+		next.Delivered += line.Delivered
 		next.add(st)
 		next.Refused = 0
 		return next
