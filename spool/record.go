@@ -81,7 +81,7 @@ func (h *head) leg(i int) legHead {
 	return legHead{binary.BigEndian.Uint32(b), State(b[4]), int64(binary.BigEndian.Uint64(b[5:]))}
 }
 
-// live reports whether the i-th leg has not ended.
+// done reports whether every leg has ended.
 func (h *head) done() bool {
 	for i := range h.nlegs {
 		if h.leg(i).state != Done {

@@ -34,8 +34,8 @@ const (
 	numBuckets
 )
 
-// bucketNames are the buckets' names in the file; append is the fill of their pages: those that grow at the end are
-// packed, the others keep room for insertions.
+// bucketNames are the buckets' names in the file, and how full their pages are packed: those that grow at the end are
+// packed tightly, the others keep room for insertions.
 var bucketNames = [numBuckets]struct {
 	name []byte
 	fill float64
