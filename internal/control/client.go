@@ -59,6 +59,10 @@ func Dial(ctx context.Context, home config.Home, o ClientOptions) (*Client, erro
 		}
 		return nil, err
 	}
+	// What sendmail left while nobody ran is in the queue for whoever looks.
+	if _, err := n.Collect(ctx); err != nil {
+		n.log.Warn("maildrop", "err", err)
+	}
 	return inMemory(n), nil
 }
 

@@ -210,10 +210,7 @@ func (n *Node) join(ctx context.Context, q JoinRequest) (*JoinReply, error) {
 	if err := n.bridge.Join(card.ID, v.Secret); err != nil {
 		return nil, err
 	}
-	if err := config.WritePeer(n.home, peerFile(name, card, url)); err != nil {
-		return nil, err
-	}
-	if err := n.Reload(); err != nil {
+	if err := n.writePeer(peerFile(name, card, url)); err != nil {
 		return nil, err
 	}
 	n.bridge.Hello(card.ID)
@@ -236,7 +233,14 @@ func (n *Node) findInvitation(ctx context.Context, f transport.Folder, url strin
 		return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
 	}
 	own := n.keys.ID().Label().String()
-	dirs = slices.DeleteFunc(dirs, func(d string) bool { return d == own })
+	dirs = slices.DeleteFunc(dirs, func(d string) bool {
+		if d == own {
+			return true
+		}
+		// a guest deletes the invitation that it used, but its directory stays
+		files, err := f.List(ctx, "mochila/invite/"+d)
+		return err == nil && !slices.ContainsFunc(files, func(e transport.Entry) bool { return e.Name == inviteFile })
+	})
 	switch {
 	case len(dirs) == 0:
 		return nil, &Error{Message: "there is no invitation on " + url, Hint: "mochila invite NAME DIR on the other node writes one", Exit: ExitNoInput}
@@ -305,10 +309,7 @@ func (n *Node) addPeer(q PeerAdd) (*PeerStatus, error) {
 	if len(to) > 0 {
 		f.Routes = []config.Route{{To: to, Node: q.Name, Path: q.Path}}
 	}
-	if err := config.WritePeer(n.home, f); err != nil {
-		return nil, err
-	}
-	if err := n.Reload(); err != nil {
+	if err := n.writePeer(f); err != nil {
 		return nil, err
 	}
 	for _, p := range n.peers() {
@@ -319,8 +320,35 @@ func (n *Node) addPeer(q PeerAdd) (*PeerStatus, error) {
 	return nil, fmt.Errorf("peer %q was written but is not in force", q.Name)
 }
 
+// writePeer puts a peer's file in force. One that makes the configuration wrong is taken back: the node could not be
+// opened any more.
+func (n *Node) writePeer(f config.PeerFile) error {
+	if err := config.CheckName(f.Peer.Node); err != nil {
+		return &Error{Message: err.Error(), Exit: ExitUsage}
+	}
+	old, err := config.ReadPeer(n.home, f.Peer.Node)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	fresh := err != nil
+	if err := config.WritePeer(n.home, f); err != nil {
+		return err
+	}
+	err = n.Reload()
+	if err == nil {
+		return nil
+	}
+	if fresh {
+		return errors.Join(err, config.RemovePeer(n.home, f.Peer.Node))
+	}
+	return errors.Join(err, config.WritePeer(n.home, old))
+}
+
 // removePeer is POST /v1/peers/remove.
 func (n *Node) removePeer(name string) error {
+	if _, ok := n.config().Peer(name); !ok {
+		return &Error{Message: fmt.Sprintf("there is no peer %q", name), Hint: "mochila peer list", Exit: ExitData}
+	}
 	if err := config.RemovePeer(n.home, name); err != nil {
 		return &Error{Message: err.Error(), Hint: "mochila peer list", Exit: ExitData}
 	}

@@ -254,7 +254,7 @@ func (n *Node) resolve(text string) (envelope.ID, error) {
 	ids, err := n.spool.FindPrefix(strings.ToUpper(text))
 	switch {
 	case err != nil:
-		return envelope.ID{}, err
+		return envelope.ID{}, &Error{Message: err.Error(), Hint: "mochila queue list shows ids", Exit: ExitUsage}
 	case len(ids) == 1:
 		return ids[0], nil
 	case len(ids) > 1:
