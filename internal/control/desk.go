@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"unicode/utf8"
 
 	"mochila/internal/envelope"
 	"mochila/internal/submit/frame"
@@ -129,8 +130,8 @@ func MailqEntry(it QueueItem) string {
 	last := ""
 	for _, r := range it.Recipients {
 		if r.DelayReason != last && r.DelayReason != "" {
-			reason := "(" + printable(r.DelayReason) + ")"
-			fmt.Fprintf(&b, "%76s\n", reason)
+			reason := printable(r.DelayReason)
+			fmt.Fprintf(&b, "%*s(%s)\n", max(76-utf8.RuneCountInString(reason), 0), "", reason)
 			last = r.DelayReason
 		}
 		fmt.Fprintf(&b, "%58s%s\n", "", printable(r.Address))
