@@ -1,0 +1,491 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mochila/internal/config"
+	"mochila/internal/control"
+)
+
+// pageSize is how many envelopes are asked for at once.
+const pageSize = 500
+
+func (a *app) queueCmd() *cobra.Command {
+	c := group(&cobra.Command{
+		Use:   "queue",
+		Short: "look at the queue, and change it",
+		Long: `The queue holds every envelope that has not ended: mail, reports, and sealed bundles in transit. Ids may be cut to a
+unique beginning; ALL means every envelope, and - reads ids from standard input.`,
+	})
+	c.AddCommand(a.queueListCmd(), a.queueShowCmd(), a.queueFlushCmd())
+	for _, v := range []struct{ verb, short, long, done string }{
+		{"hold", "keep envelopes from going on", "Held envelopes stay until mochila queue release; they still expire.", "held"},
+		{"release", "let held envelopes go on", "", "released"},
+		{"retry", "try envelopes again now", "What waits for its next try is due at once; what was sent without a receipt is sent again.", "to be tried now"},
+		{"expire", "end envelopes with a notice to the sender", "", "expired"},
+		{"remove", "delete envelopes without a notice to anybody", "Nobody is told: mochila queue expire ends them with a notice.", "removed"},
+	} {
+		c.AddCommand(a.queueActCmd(v.verb, v.short, v.long, v.done))
+	}
+	return c
+}
+
+// filter is which envelopes are meant.
+type filter struct {
+	state, dest, match string
+	limit              int
+}
+
+func (f *filter) flags(c *cobra.Command) {
+	c.Flags().StringVar(&f.state, "state", "", "only in this `state`: due, deferred, held, sealed, travelling, arrived")
+	c.Flags().StringVar(&f.dest, "dest", "", "only to this `node`, or delivery URL; dead for dead letters")
+	c.Flags().StringVar(&f.match, "match", "", "only with this `text` in a sender or recipient")
+	c.Flags().IntVar(&f.limit, "limit", 0, "at most this `number`")
+}
+
+// each walks the queue page by page.
+func (f filter) each(ctx context.Context, c *control.Client, fn func(control.QueueItem) error) error {
+	after, seen := "", 0
+	for {
+		v := url.Values{}
+		set := func(key, value string) {
+			if value != "" {
+				v.Set(key, value)
+			}
+		}
+		limit := pageSize
+		if f.limit > 0 {
+			limit = min(limit, f.limit-seen)
+		}
+		v.Set("limit", strconv.Itoa(limit))
+		set("after", after)
+		set("state", f.state)
+		set("dest", f.dest)
+		set("match", f.match)
+		var page control.QueueList
+		if err := c.Get(ctx, "/v1/queue?"+v.Encode(), &page); err != nil {
+			return err
+		}
+		for _, it := range page.Items {
+			if err := fn(it); err != nil {
+				return err
+			}
+			after = it.QueueID
+			seen++
+		}
+		if !page.More || len(page.Items) == 0 || f.limit > 0 && seen >= f.limit {
+			return nil
+		}
+	}
+}
+
+func (a *app) queueListCmd() *cobra.Command {
+	var f filter
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "list envelopes",
+		Long:  "Lists envelopes, the oldest id first. With --json one line for each, with the keys of postqueue -j first.",
+		Args:  takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.node(c.Context(), func(n *control.Client) error {
+				if a.json {
+					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.asJSON(it, true) })
+				}
+				return a.queueTable(c.Context(), n, f)
+			})
+		},
+	}
+	f.flags(c)
+	return c
+}
+
+// queueTable prints a table for each page: widths fit what is there, and a long queue is not held in memory.
+func (a *app) queueTable(ctx context.Context, n *control.Client, f filter) error {
+	heading := []string{"ID", ">AGE", ">SIZE", "FROM", "TO", "STATE"}
+	rows := [][]string{slices.Clone(heading)}
+	total := 0
+	var bytes int64
+	err := f.each(ctx, n, func(it control.QueueItem) error {
+		rows = append(rows, a.queueRow(it))
+		total, bytes = total+1, bytes+it.MessageSize
+		if len(rows) > pageSize {
+			a.table(rows)
+			rows = [][]string{slices.Clone(heading)}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if total == 0 {
+		a.printf("The queue is empty.\n")
+		return nil
+	}
+	if len(rows) > 1 {
+		a.table(rows)
+	}
+	a.printf("%s, %s\n", count(total, "envelope"), bytesText(bytes))
+	return nil
+}
+
+func (a *app) queueRow(it control.QueueItem) []string {
+	var to, states []string
+	for _, r := range it.Recipients {
+		to = append(to, safe(r.Address))
+	}
+	for _, l := range it.Legs {
+		if l.State == "done" {
+			continue
+		}
+		s := l.State
+		switch l.State {
+		case "deferred":
+			s += " until " + a.ago(l.At) + " for " + safe(l.Dest)
+		case "sealed", "travelling":
+			s += " to " + safe(l.Dest)
+		case "arrived":
+			s += " at " + safe(l.Dest)
+		default:
+			s += " for " + safe(l.Dest)
+		}
+		if !slices.Contains(states, s) {
+			states = append(states, s)
+		}
+		if len(it.Recipients) == 0 {
+			to = append(to, safe(l.Dest))
+		}
+	}
+	if len(to) > 2 {
+		to = append(to[:2:2], fmt.Sprintf("+%d", len(to)-2))
+	}
+	return []string{it.QueueID, a.age(time.Unix(it.ArrivalTime, 0)), bytesText(it.MessageSize), sender(it), strings.Join(to, " "), strings.Join(states, "; ")}
+}
+
+// sender is who an envelope is from, in angle brackets when it is the null sender.
+func sender(it control.QueueItem) string {
+	switch {
+	case it.Kind != "mail":
+		return "(" + it.Kind + " of " + safe(it.Origin) + ")"
+	case it.Sender == "":
+		return "<>"
+	}
+	return safe(it.Sender)
+}
+
+func (a *app) queueShowCmd() *cobra.Command {
+	var content bool
+	c := &cobra.Command{
+		Use:   "show ID",
+		Short: "show one envelope",
+		Long:  "Shows the facts of one envelope. With --content it prints the message itself, byte by byte unless that is on a terminal.",
+		Args:  takes("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.node(c.Context(), func(n *control.Client) error {
+				if content {
+					return a.content(c.Context(), n, args[0])
+				}
+				var t control.Trace
+				if err := n.Get(c.Context(), "/v1/trace/"+url.PathEscape(args[0]), &t); err != nil {
+					return err
+				}
+				if a.json {
+					return a.asJSON(t.Item, false)
+				}
+				a.showItem(t.Item)
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&content, "content", false, "print the message")
+	return c
+}
+
+// content copies a message to the output; on a terminal line by line, made safe.
+func (a *app) content(ctx context.Context, n *control.Client, id string) error {
+	path := "/v1/content/" + url.PathEscape(id)
+	if _, person := isTerminal(a.env.Stdout); !person {
+		return n.Raw(ctx, path, a.out)
+	}
+	w := &lineWriter{emit: func(line string) {
+		line = strings.TrimRight(line, "\r\n")
+		parts := strings.Split(line, "\t")
+		for i := range parts {
+			parts[i] = safe(parts[i])
+		}
+		a.printf("%s\n", strings.Join(parts, "\t"))
+	}}
+	err := n.Raw(ctx, path, w)
+	w.end()
+	return err
+}
+
+// lineWriter cuts what is written into lines of at most 64 KiB.
+type lineWriter struct {
+	buf  []byte
+	emit func(string)
+}
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	for _, c := range p {
+		l.buf = append(l.buf, c)
+		if c == '\n' || len(l.buf) == 64<<10 {
+			l.emit(string(l.buf))
+			l.buf = l.buf[:0]
+		}
+	}
+	return len(p), nil
+}
+
+func (l *lineWriter) end() {
+	if len(l.buf) > 0 {
+		l.emit(string(l.buf))
+		l.buf = nil
+	}
+}
+
+func (a *app) showItem(it control.QueueItem) {
+	a.printf("%s  %s, %s\n", it.QueueID, it.Kind, it.QueueName)
+	row := func(key, format string, args ...any) { a.printf("  %-10s %s\n", key, fmt.Sprintf(format, args...)) }
+	row("from", "%s", sender(it))
+	row("origin", "%s", safe(it.Origin))
+	row("entered", "%s (%s)", clock(time.Unix(it.ArrivalTime, 0)), a.ago(time.Unix(it.ArrivalTime, 0)))
+	row("size", "%s", bytesText(it.MessageSize))
+	if it.Priority != 0 {
+		row("priority", "%d", it.Priority)
+	}
+	if it.UID > 0 {
+		row("submitter", "uid %d", it.UID-1)
+	}
+	if !it.Expires.IsZero() {
+		row("expires", "%s (%s)", clock(it.Expires), a.ago(it.Expires))
+	}
+	for _, r := range it.Recipients {
+		row("to", "%s%s", safe(r.Address), when(r.State != "", ", "+r.State))
+	}
+	for _, l := range it.Legs {
+		s := safe(l.Dest) + ": " + l.State
+		if l.Attempts > 0 {
+			s += ", " + count(l.Attempts, "attempt")
+		}
+		if !l.At.IsZero() {
+			s += ", looked at again " + a.ago(l.At)
+		}
+		if l.Reason != "" {
+			s += ": " + safe(l.Reason)
+		}
+		row("way", "%s", s)
+	}
+}
+
+func (a *app) queueActCmd(verb, short, long, done string) *cobra.Command {
+	return &cobra.Command{
+		Use:     verb + " ID…|ALL|-",
+		Short:   short,
+		Long:    strings.TrimSpace(strings.ToUpper(short[:1]) + short[1:] + ". " + long),
+		Example: "  mochila queue " + verb + " QR7A\n  mochila queue list --json --dest hub | jq -r .queue_id | mochila queue " + verb + " -",
+		Args:    takes("ID…"),
+		RunE: func(c *cobra.Command, args []string) error {
+			q := control.QueueAction{Verb: verb}
+			for _, id := range args {
+				if id != "-" {
+					q.IDs = append(q.IDs, id)
+					continue
+				}
+				ids, err := readIDs(a.env.Stdin)
+				if err != nil {
+					return err
+				}
+				q.IDs = append(q.IDs, ids...)
+			}
+			if len(q.IDs) == 0 {
+				a.printf("No ids, nothing %s.\n", done)
+				return nil
+			}
+			r, err := a.act(c.Context(), q)
+			if err != nil && len(r.Done) > 0 {
+				a.note("%s %s before this:", count(len(r.Done), "envelope"), done)
+			}
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.asJSON(r, false)
+			}
+			a.printf("%s %s\n", count(len(r.Done), "envelope"), done)
+			return nil
+		},
+	}
+}
+
+// act does q, a thousand ids at a time: the API bounds the length of a request.
+func (a *app) act(ctx context.Context, q control.QueueAction) (control.QueueActed, error) {
+	all := control.QueueActed{Done: []string{}}
+	err := a.node(ctx, func(n *control.Client) error {
+		for ids := range slices.Chunk(q.IDs, 1000) {
+			var r control.QueueActed
+			if err := n.Post(ctx, "/v1/queue", control.QueueAction{Verb: q.Verb, IDs: ids}, &r); err != nil {
+				return err
+			}
+			all.Done = append(all.Done, r.Done...)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// readIDs reads words, up to a million.
+func readIDs(r io.Reader) ([]string, error) {
+	var ids []string
+	s := bufio.NewScanner(r)
+	s.Split(bufio.ScanWords)
+	for s.Scan() {
+		if len(ids) == 1_000_000 {
+			return nil, usageError("ALL means every envelope", "standard input has more than a million ids")
+		}
+		ids = append(ids, s.Text())
+	}
+	if err := s.Err(); err != nil {
+		return nil, fmt.Errorf("read ids: %w", err)
+	}
+	return ids, nil
+}
+
+func (a *app) queueFlushCmd() *cobra.Command {
+	c := a.flushCmd()
+	c.Short = "try everything again now (also mochila flush)"
+	return c
+}
+
+func (a *app) flushCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "flush",
+		Short: "try everything again now",
+		Long:  "Makes everything that waits for its next try due, as postqueue -f does. Contacts keep their timetables: mochila sync makes them.",
+		Args:  takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.tell(c.Context(), "/v1/flush", empty{}, "Everything deferred is due now.")
+		},
+	}
+}
+
+func (a *app) mailqCmd() *cobra.Command {
+	var f filter
+	c := &cobra.Command{
+		Use:   "mailq",
+		Short: "print the queue as Postfix's mailq does",
+		Long: `Prints the queue in the layout of Postfix's mailq, for eyes and programs that know it: "*" marks what is active and
+"!" what is held.`,
+		Args: takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.node(c.Context(), func(n *control.Client) error {
+				if a.json {
+					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.asJSON(it, true) })
+				}
+				total := 0
+				var bytes int64
+				err := f.each(c.Context(), n, func(it control.QueueItem) error {
+					if total == 0 {
+						a.printf("%s", control.MailqHeader)
+					}
+					total, bytes = total+1, bytes+it.MessageSize
+					a.printf("%s", control.MailqEntry(it))
+					return nil
+				})
+				if err == nil {
+					a.printf("%s", control.MailqFooter(total, bytes))
+				}
+				return err
+			})
+		},
+	}
+	f.flags(c)
+	return c
+}
+
+func (a *app) traceCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "trace ID",
+		Short: "tell the life of one envelope",
+		Long:  "Shows every custody event of one envelope that this node knows of, how each recipient ended, and what comes next.",
+		Args:  takes("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			t, err := get[control.Trace](c.Context(), a, "/v1/trace/"+url.PathEscape(args[0]))
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.asJSON(t, false)
+			}
+			a.showItem(t.Item)
+			a.printf("\n")
+			for _, e := range t.Events {
+				a.printf("%s  %-10s %s\n", e.At.Local().Format("2006-01-02 15:04:05"), safe(e.What), safe(e.Detail))
+			}
+			for _, f := range t.Final {
+				a.printf("ended: %s %s%s: %s\n", safe(f.Address), safe(f.Action), when(f.MTA != "", " by "+safe(f.MTA)), safe(f.Status))
+			}
+			if t.Done && len(t.Final) == 0 {
+				a.printf("ended\n")
+			}
+			for _, s := range t.Next {
+				a.printf("next: %s\n", safe(s))
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) routeCmd() *cobra.Command {
+	c := group(&cobra.Command{Use: "route", Short: "which way mail takes"})
+	var from, size string
+	test := &cobra.Command{
+		Use:     "test ADDRESS",
+		Short:   "tell which way mail to an address takes, why, and when",
+		Long:    "Tells which rule takes mail to ADDRESS, and why those before it do not. The exit status is 69 when none does.",
+		Example: "  mochila route test ana@hub.example --from joe@camp.example --size 20M",
+		Args:    takes("ADDRESS"),
+		RunE: func(c *cobra.Command, args []string) error {
+			v := url.Values{"to": {args[0]}, "from": {from}}
+			if size != "" {
+				n, err := config.ParseSize(size)
+				if err != nil {
+					return usageError("", "--size: %v", err)
+				}
+				v.Set("size", strconv.FormatInt(int64(n), 10))
+			}
+			r, err := get[control.RouteTest](c.Context(), a, "/v1/route?"+v.Encode())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				err = a.asJSON(r, false)
+			} else {
+				a.printf("%s\n", safe(r.Result))
+				for _, w := range r.Why {
+					a.printf("  %s\n", safe(w))
+				}
+				if r.Next != "" {
+					a.printf("next contact: %s\n", safe(r.Next))
+				}
+			}
+			if err == nil && !r.OK {
+				err = exit(control.ExitUnavailable)
+			}
+			return err
+		},
+	}
+	test.Flags().StringVar(&from, "from", "", "sender `address` (default the null sender)")
+	test.Flags().StringVar(&size, "size", "", "`size` of the message, such as 20k or 10MiB")
+	c.AddCommand(test)
+	return c
+}

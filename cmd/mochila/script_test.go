@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	run := func() { os.Exit(start()) }
+	testscript.Main(m, map[string]func(){"mochila": run, "mailq": run})
+}
+
+// readyTime bounds how long a daemon may take to start.
+const readyTime = 30 * time.Second
+
+// TestScripts types what people type. Besides the commands of testscript there are:
+//
+//	status N PROGRAM…   run, and compare the exit status
+//	ready               wait until a daemon in the background has notified that it is ready
+//	mask FILE           replace ids and times in a file, columns kept
+//	capture VAR REGEXP  take the first group out of the last standard output
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       *update,
+		Setup:               setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status": status, "ready": ready, "mask": mask, "capture": capture,
+		},
+	})
+}
+
+// notified is the key of the socket that daemons notify.
+type notified struct{}
+
+func setup(e *testscript.Env) error {
+	path := filepath.Join(e.WorkDir, ".notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	e.Defer(func() { c.Close() })
+	e.Values[notified{}] = c
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	e.Vars = append(e.Vars, "NOTIFY_SOCKET="+path, "TZ=UTC", "PORT="+port, "TERM=dumb")
+	for _, node := range []string{"camp", "hub"} {
+		e.Vars = append(e.Vars, strings.ToUpper(node)+"="+filepath.Join(e.WorkDir, node))
+	}
+	return nil
+}
+
+// freePort is one that nobody listened at a moment ago.
+func freePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
+}
+
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM [ARGUMENT...]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == want, err == nil && want == 0:
+	case errors.As(err, &exit):
+		ts.Fatalf("exit status %d, want %d", exit.ExitCode(), want)
+	default:
+		ts.Fatalf("%v, want exit status %d", err, want)
+	}
+}
+
+func ready(ts *testscript.TestScript, _ bool, _ []string) {
+	c := ts.Value(notified{}).(*net.UnixConn)
+	c.SetReadDeadline(time.Now().Add(readyTime))
+	var b [100]byte
+	for {
+		n, err := c.Read(b[:])
+		if err != nil {
+			ts.Fatalf("no daemon became ready: %v", err)
+		}
+		if string(b[:n]) == "READY=1" {
+			return
+		}
+	}
+}
+
+var (
+	idMask   = regexp.MustCompile(`\b[0-9A-V]{26}\b`)
+	timeMask = regexp.MustCompile(`\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 0-9][0-9] \d\d:\d\d:\d\d\b`)
+	sizeMask = regexp.MustCompile(`(?m)^(I{26}[ *!]) [ 0-9]{8} `) // depends on who runs the test
+	workMask = regexp.MustCompile(`(?m)(^ *\()?([^ /]*)/[^ ]*/script-[a-z]+`)
+	reason   = regexp.MustCompile(`(?m)^ +(\(.*/WORK)`) // it is set right, hence its place depends on the folder's length
+)
+
+func mask(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		text := ts.ReadFile(name)
+		text = idMask.ReplaceAllString(text, strings.Repeat("I", 26))
+		text = sizeMask.ReplaceAllString(text, "$1     SIZE ")
+		text = timeMask.ReplaceAllString(text, "Day Mon DD HH:MM:SS")
+		text = workMask.ReplaceAllString(text, "$1$2/WORK")
+		text = reason.ReplaceAllString(text, "$1")
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o666))
+	}
+}
+
+func capture(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: capture VAR REGEXP")
+	}
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	m := re.FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(m) != 2 {
+		ts.Fatalf("%s", fmt.Sprintf("no match of %q in the output", args[1]))
+	}
+	ts.Setenv(args[0], m[1])
+}

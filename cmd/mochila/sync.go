@@ -1,0 +1,322 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mochila/internal/config"
+	"mochila/internal/control"
+)
+
+func (a *app) syncCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "sync [NEIGHBOUR|URL|DIR…]",
+		Short: "make the contacts that are due, or these, now",
+		Long: `Makes contacts now: those with the named neighbours, those over a carrier, or those that use a folder such as a
+stick; without arguments all that can be made from here. A word without a slash or colon is a neighbour's name.
+
+The exit status is 0 when all was done, and 75 when somebody could not be reached.`,
+		Example:           "  mochila sync\n  mochila sync hub\n  mochila sync /media/usb",
+		Args:              takes("[NEIGHBOUR|URL|DIR…]"),
+		ValidArgsFunction: a.names,
+		RunE: func(c *cobra.Command, args []string) error {
+			q := control.SyncRequest{Targets: []string{}}
+			for _, s := range args {
+				t, err := a.target(s)
+				if err != nil {
+					return err
+				}
+				q.Targets = append(q.Targets, t)
+			}
+			s := a.newSyncView()
+			defer s.close()
+			err := a.node(c.Context(), func(c2 *control.Client) error {
+				return c2.Stream(c.Context(), "/v1/sync", q, func(raw json.RawMessage) error {
+					var l control.SyncLine
+					if err := json.Unmarshal(raw, &l); err != nil {
+						return fmt.Errorf("read the answer: %w", err)
+					}
+					if a.json {
+						return a.asJSON(l, true)
+					}
+					return s.line(l)
+				})
+			})
+			s.close()
+			if err != nil {
+				return err
+			}
+			return s.end()
+		},
+	}
+}
+
+// syncView shows a sync to a person: one line for each result, and on a terminal one that tells what goes on.
+type syncView struct {
+	app     *app
+	results []control.SyncLine
+	failed  []control.SyncLine
+	stop    chan struct{}
+	done    sync.WaitGroup
+
+	mu    sync.Mutex
+	state string // shown on the terminal at the moment; "" nothing
+	width int    // of the terminal; 0: none
+	drawn bool
+}
+
+func (a *app) newSyncView() *syncView {
+	s := &syncView{app: a, state: "making contact"}
+	if a.json || a.getenv("TERM") == "dumb" {
+		return s
+	}
+	width, ok := isTerminal(a.env.Stderr)
+	if !ok {
+		return s
+	}
+	s.width, s.stop = width, make(chan struct{})
+	start := a.now
+	s.done.Go(func() {
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-s.stop:
+				return
+			case now := <-tick.C:
+				s.draw(span(now.Sub(start)))
+			}
+		}
+	})
+	return s
+}
+
+// close ends the line on the terminal; it may be called twice.
+func (s *syncView) close() {
+	if s.stop != nil {
+		close(s.stop)
+		s.stop = nil
+		s.done.Wait()
+	}
+	s.clear()
+}
+
+func (s *syncView) draw(elapsed string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text := []rune(s.state + " … " + elapsed)
+	if len(text) >= s.width {
+		text = text[:max(s.width-1, 0)]
+	}
+	fmt.Fprintf(s.app.env.Stderr, "\r%s\x1b[K", string(text))
+	s.drawn = true
+}
+
+func (s *syncView) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.drawn {
+		fmt.Fprint(s.app.env.Stderr, "\r\x1b[K")
+		s.drawn = false
+	}
+}
+
+func (s *syncView) line(l control.SyncLine) error {
+	switch {
+	case l.Progress:
+		s.mu.Lock()
+		s.state = fmt.Sprintf("%s: %s in, %s out, %s", s.who(l), count(l.PacketsIn, "packet"), count(l.PacketsOut, "packet"), bytesText(l.BytesIn+l.BytesOut))
+		s.mu.Unlock()
+		return nil
+	case l.Error != "" || l.Absent:
+		s.failed = append(s.failed, l)
+		s.clear()
+		s.show(l)
+		s.problem(l)
+	case l.End:
+	default:
+		s.results = append(s.results, l)
+		s.clear()
+		s.show(l)
+	}
+	return s.app.out.flush()
+}
+
+// who is the subject of a line.
+func (s *syncView) who(l control.SyncLine) string {
+	if l.Node != "" {
+		return safe(l.Node)
+	}
+	return safe(place(l))
+}
+
+// ownName is what this node is called; "here" when its configuration cannot be read.
+func (a *app) ownName() string {
+	h, err := a.find()
+	if err != nil {
+		return "here"
+	}
+	c, _, err := config.Load(h)
+	if err != nil {
+		return "here"
+	}
+	return c.Name
+}
+
+// place is where a contact was: the path of a folder, or the carrier's URL.
+func place(l control.SyncLine) string {
+	if dir, ok := strings.CutPrefix(l.Carrier, "dir:"); ok {
+		dir, _, _ = strings.Cut(dir, "?")
+		return dir
+	}
+	return l.Carrier
+}
+
+// show prints what one contact moved.
+func (s *syncView) show(l control.SyncLine) {
+	if l.Paired != "" || l.Delivered > 0 {
+		var what []string
+		if l.Paired != "" {
+			what = append(what, "paired with "+safe(l.Paired))
+		}
+		if l.Delivered > 0 {
+			what = append(what, count(l.Delivered, "mail")+" delivered")
+		}
+		s.app.printf("%s: %s\n", s.app.ownName(), strings.Join(what, ", "))
+	}
+	var what []string
+	if l.PacketsIn > 0 {
+		what = append(what, fmt.Sprintf("%s, %s received", count(l.PacketsIn, "packet"), bytesText(l.BytesIn)))
+	}
+	if !l.Folder && l.PacketsOut > 0 {
+		what = append(what, fmt.Sprintf("%s, %s sent", count(l.PacketsOut, "packet"), bytesText(l.BytesOut)))
+	}
+	if l.Incomplete > 0 {
+		what = append(what, fmt.Sprintf("%d not complete yet", l.Incomplete))
+	}
+	if l.Refused > 0 {
+		what = append(what, fmt.Sprintf("%d refused (mochila quarantine list)", l.Refused))
+	}
+	if len(what) > 0 {
+		s.app.printf("%s: %s\n", s.who(l), strings.Join(what, "; "))
+	}
+	switch {
+	case l.Error != "" || l.Absent:
+	case l.Folder:
+		s.folder(l)
+	case len(what) == 0 && l.Paired == "" && l.Delivered == 0:
+		s.app.printf("%s: nothing to move\n", s.who(l))
+	}
+}
+
+// folder says what lies on a stick now.
+func (s *syncView) folder(l control.SyncLine) {
+	lying := max(l.Lying, l.PacketsOut)
+	old := lying - l.PacketsOut
+	switch {
+	case lying == 0:
+		s.app.printf("Nothing for %s on the stick. Safe to remove.\n", s.who(l))
+	case old == 0:
+		s.app.printf("%s, %s on the stick. Safe to remove. Next: plug it in at %s.\n", count(lying, "packet"), bytesText(l.BytesOut), s.who(l))
+	case l.PacketsOut == 0:
+		s.app.printf("%s on the stick from before. Safe to remove. Next: plug it in at %s.\n", count(lying, "packet"), s.who(l))
+	default:
+		s.app.printf("%s on the stick, %s of them new. Safe to remove. Next: plug it in at %s.\n",
+			count(lying, "packet"), bytesText(l.BytesOut), s.who(l))
+	}
+}
+
+// problem says who could not be reached, and why.
+func (s *syncView) problem(l control.SyncLine) {
+	text, subject := l.Error, s.who(l)
+	if l.Absent {
+		text = place(l) + " is not there"
+	}
+	if l.End && subject == "" {
+		subject = "sync"
+	} else if p := place(l); p != "" && l.Node != "" && !strings.Contains(text, p) {
+		subject += " over " + safe(noSecret(p))
+	}
+	s.app.note("mochila: error: %s: %s", subject, indent(text))
+	if l.Absent {
+		s.app.note("hint: is the stick plugged in and mounted?")
+	}
+}
+
+// noSecret hides the password of a carrier's URL.
+func noSecret(s string) string {
+	if u, err := url.Parse(s); err == nil && u.User != nil {
+		return u.Redacted()
+	}
+	return s
+}
+
+// end is the exit status.
+func (s *syncView) end() error {
+	if len(s.failed) > 0 {
+		return exit(control.ExitTemp)
+	}
+	if len(s.results) == 0 && !s.app.json {
+		s.app.printf("No contact can be made from here.\n")
+		s.app.note("hint: mochila invite NAME DIR pairs this node with another; mochila status shows contacts")
+	}
+	return nil
+}
+
+func (a *app) receiveCmd() *cobra.Command {
+	var from string
+	c := &cobra.Command{
+		Use:   "receive",
+		Short: "take packets from standard input",
+		Long: `Takes packets from standard input, for whatever calls this node: an NNCP or UUCP handler, a mail alias, an ssh
+forced command, a pipe. Packets name their senders; --from only says who handed them over.
+
+The exit status is 75 when they should be offered again, and 65 when one was refused; refused ones are in the quarantine.`,
+		Args: takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			path := "/v1/receive"
+			if from != "" {
+				path += "?from=" + url.QueryEscape(from)
+			}
+			var r control.ReceiveReply
+			err := a.node(c.Context(), func(n *control.Client) error { return n.Upload(c.Context(), path, a.env.Stdin, &r) })
+			if err != nil {
+				return err
+			}
+			return a.received(r)
+		},
+	}
+	c.Flags().StringVar(&from, "from", "", "the neighbour who hands them over: a node `name`")
+	_ = c.RegisterFlagCompletionFunc("from", a.names)
+	return c
+}
+
+// received prints what became of packets, and gives the exit status.
+func (a *app) received(r control.ReceiveReply) error {
+	if a.json {
+		if err := a.asJSON(r, false); err != nil {
+			return err
+		}
+	} else {
+		a.printf("%s taken%s\n", count(r.Packets, "packet"), when(r.Refused > 0, fmt.Sprintf(", %d refused (mochila quarantine list)", r.Refused)))
+	}
+	switch {
+	case r.Error != "" && !a.json:
+		code := control.ExitTemp
+		if r.Refused > 0 {
+			code = control.ExitData
+		}
+		return &control.Error{Message: "receive: " + r.Error, Exit: code}
+	case r.Refused > 0:
+		return exit(control.ExitData)
+	case r.Error != "":
+		return exit(control.ExitTemp)
+	}
+	return nil
+}
