@@ -159,8 +159,9 @@ func (s *socket) reply(out int) (text string, f *Fault, err error) {
 
 // submit hands over a finished frame: in file, or in buf when file is nil. The socket comes first; when nobody takes
 // the whole frame there, or the daemon is busy, the maildrop. When the daemon took the whole frame but its reply is
-// lost, the mail may be queued or not: the error is ExTempFail, and nothing goes into the maildrop.
-func (n *Node) submit(buf []byte, file *dropFile) (string, error) {
+// lost, the mail may be queued or not: the error is ExTempFail, and nothing goes into the maildrop. size is that of
+// the content.
+func (n *Node) submit(buf []byte, file *dropFile, size uint64) (string, error) {
 	if s, err := n.dial(); err == nil {
 		defer s.close()
 		id, taken, err := s.submit(buf, file)
@@ -170,6 +171,14 @@ func (n *Node) submit(buf []byte, file *dropFile) (string, error) {
 			}
 			return id, err
 		}
+	}
+	// What the daemon would refuse later must be refused now, while somebody can be told. Small messages are not
+	// worth the look.
+	if limit := n.bigLimit(size); limit > 0 {
+		if file != nil {
+			file.remove()
+		}
+		return "", fault(ExDataErr, "the message has more than "+itoa(int(limit))+" bytes")
 	}
 	if file == nil {
 		var err error
@@ -182,6 +191,17 @@ func (n *Node) submit(buf []byte, file *dropFile) (string, error) {
 		}
 	}
 	return "", file.publish()
+}
+
+// bigLimit is the limit that a message exceeds, or 0.
+func (n *Node) bigLimit(size uint64) int64 {
+	if size < holdBytes {
+		return 0
+	}
+	if limit := n.maxSize(); limit > 0 && size > uint64(limit) {
+		return limit
+	}
+	return 0
 }
 
 // submit reports as taken when the maildrop must not be tried any more.
@@ -201,7 +221,43 @@ func (s *socket) submit(buf []byte, file *dropFile) (id string, taken bool, err 
 	case err == nil:
 		return "", true, f
 	}
-	return "", true, fault(ExTempFail, "the daemon took the mail, but its answer was lost: "+err.Error())
+	return "", true, lost(err)
+}
+
+func lost(err error) *Fault {
+	return fault(ExTempFail, "the daemon took the mail, but its answer was lost: "+err.Error())
+}
+
+// stream sends a part of a frame for which there is no other place. When the daemon hangs up, its answer is the
+// error.
+func (s *socket) stream(b []byte) error {
+	if s.send(b) == nil {
+		return nil
+	}
+	if _, f, err := s.reply(-1); err == nil && f != nil {
+		return answered(f)
+	}
+	return fault(ExTempFail, "the daemon did not take the whole message, and the maildrop cannot be written")
+}
+
+// result reads the answer to a streamed frame.
+func (s *socket) result() (string, error) {
+	text, f, err := s.reply(-1)
+	if err != nil {
+		return "", lost(err)
+	}
+	if f != nil {
+		return "", answered(f)
+	}
+	return text, nil
+}
+
+// answered makes the daemon's Busy an exit status.
+func answered(f *Fault) *Fault {
+	if f.Code == Busy {
+		f.Code = ExTempFail
+	}
+	return f
 }
 
 func (s *socket) sendFile(f *dropFile) (whole bool, err error) {
@@ -237,10 +293,7 @@ func (n *Node) ask(v Verb, m *Mail, out int) error {
 		return asFault(err, "asking the daemon")
 	}
 	if f != nil {
-		if f.Code == Busy {
-			f.Code = ExTempFail
-		}
-		return f
+		return answered(f)
 	}
 	return nil
 }

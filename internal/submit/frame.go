@@ -204,6 +204,7 @@ type writer struct {
 	sum   uint64 // of what is in file
 	size  uint64 // of the content
 	file  *dropFile
+	sock  *socket // instead of file, when the maildrop cannot be written but a daemon is there
 }
 
 func newWriter(n *Node, m *Mail) *writer {
@@ -266,17 +267,24 @@ func (w *writer) spill() error {
 }
 
 func (w *writer) flush() error {
-	if w.file == nil {
+	if w.file == nil && w.sock == nil {
 		f, err := w.node.createDrop()
 		if err != nil {
-			return err
+			s, derr := w.node.dial()
+			if derr != nil {
+				return err
+			}
+			w.sock = s
 		}
 		w.file = f
 	}
 	w.sum = fnv1a(w.sum, w.buf)
-	err := w.file.write(w.buf)
+	b := w.buf
 	w.buf = w.buf[:0]
-	return err
+	if w.sock != nil {
+		return w.sock.stream(b)
+	}
+	return w.file.write(b)
 }
 
 // finish ends the frame and submits it. It returns what the daemon said: the queue id, or "" after the maildrop.
@@ -286,17 +294,24 @@ func (w *writer) finish() (string, error) {
 	w.buf = append64(w.buf, w.size)
 	sum := fnv1a(w.sum, w.buf)
 	w.buf = append64(w.buf, sum)
-	if w.file != nil {
+	if w.file != nil || w.sock != nil {
 		if err := w.flush(); err != nil {
 			return "", err
 		}
 	}
-	return w.node.submit(w.buf, w.file)
+	if w.sock != nil {
+		return w.sock.result()
+	}
+	return w.node.submit(w.buf, w.file, w.size)
 }
 
 // abort drops everything. It may be called after finish.
 func (w *writer) abort() {
 	if w.file != nil {
 		w.file.remove()
+	}
+	if w.sock != nil {
+		w.sock.close()
+		w.sock = nil
 	}
 }

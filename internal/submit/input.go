@@ -11,7 +11,6 @@ type input struct {
 	eof  bool // read returned 0
 	dots bool // a line "." ends the message
 	done bool // the message has ended
-	read int64
 	// dotted says that it ended with a ".", not with the input; lines counts those that body took.
 	dotted bool
 	lines  int
@@ -39,13 +38,12 @@ func (in *input) fill() error {
 	}
 	n, err := readFD(in.fd, in.buf[in.w:])
 	if err != nil {
-		if err == syscall.EBADF && in.read == 0 {
-			return fault(ExNoInput, "standard input is closed")
+		if err == syscall.EBADF || err == syscall.EISDIR {
+			return fault(ExNoInput, "standard input cannot be read: "+err.Error())
 		}
 		return fault(ExIOErr, "reading standard input: "+err.Error())
 	}
 	in.w += n
-	in.read += int64(n)
 	in.eof = n == 0
 	return nil
 }

@@ -31,39 +31,48 @@ func FindNode(home string, getenv func(string) (string, bool)) (*Node, *Fault) {
 	return &Node{Socket: home + "/run/submit.sock", Maildrop: home + "/spool/maildrop"}, nil
 }
 
-// Domain is what unqualified addresses of this node's headers get: the first line of the file "domain" that the
-// daemon keeps in its maildrop, else of /etc/mailname, else the host's name.
-func (n *Node) Domain() string {
+// DomainFile is the file in a maildrop in which the daemon leaves what sendmail must know without it: the domain for
+// unqualified header addresses in the first line, the largest message in bytes in the second.
+const DomainFile = "domain"
+
+// settings reads the lines of DomainFile. Everybody may write into the maildrop: only a file of its owner counts.
+func (n *Node) settings() (domain, size string) {
 	var dir, st syscall.Stat_t
-	file := n.Maildrop + "/domain"
-	// Everybody may write into the maildrop: only the file of its owner counts.
-	if syscall.Lstat(n.Maildrop, &dir) == nil && syscall.Lstat(file, &st) == nil && st.Uid == dir.Uid && st.Mode&syscall.S_IFMT == syscall.S_IFREG {
-		if d := domainFile(file); d != "" {
-			return d
-		}
+	file := n.Maildrop + "/" + DomainFile
+	if syscall.Lstat(n.Maildrop, &dir) != nil || syscall.Lstat(file, &st) != nil || st.Uid != dir.Uid || st.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return "", ""
 	}
-	if d := domainFile("/etc/mailname"); d != "" {
+	b, err := readFile(file, 4<<10)
+	if err != nil {
+		return "", ""
+	}
+	domain, rest, _ := cut(string(b), '\n')
+	size, _, _ = cut(rest, '\n')
+	return trim(domain), trim(size)
+}
+
+// maxSize is the largest message that the daemon will take, 0 when unknown.
+func (n *Node) maxSize() int64 {
+	_, s := n.settings()
+	v, _ := atoi(s)
+	return v
+}
+
+// Domain is what unqualified addresses of this node's headers get: what DomainFile says, else the first line of
+// /etc/mailname, else the host's name.
+func (n *Node) Domain() string {
+	if d, _ := n.settings(); validDomain(d) {
 		return d
+	}
+	if b, err := readFile("/etc/mailname", 4<<10); err == nil {
+		if d, _, _ := cut(string(b), '\n'); validDomain(trim(d)) {
+			return trim(d)
+		}
 	}
 	if d := hostname(); validDomain(d) {
 		return d
 	}
 	return "localhost"
-}
-
-func domainFile(path string) string {
-	b, err := readFile(path, 4<<10)
-	if err != nil {
-		return ""
-	}
-	if n := indexByte(b, '\n'); n >= 0 {
-		b = b[:n]
-	}
-	d := trim(string(b))
-	if !validDomain(d) {
-		return ""
-	}
-	return d
 }
 
 func validDomain(d string) bool {

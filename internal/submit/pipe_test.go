@@ -27,3 +27,29 @@ func feed(w int, s string) {
 		s = s[n:]
 	}
 }
+
+// TestNonBlockingDescriptor: a descriptor that somebody made non-blocking is waited for, in both directions.
+func TestNonBlockingDescriptor(t *testing.T) {
+	r, w := pipe(t)
+	for _, fd := range []int{r, w} {
+		if err := syscall.SetNonblock(fd, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const total = 1 << 20 // many times what a pipe holds: each side has to wait for the other
+	go feed(w, string(make([]byte, total)))
+	got := 0
+	for b := make([]byte, 3000); ; {
+		n, err := readFD(r, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			break
+		}
+		got += n
+	}
+	if got != total {
+		t.Errorf("%d bytes of %d", got, total)
+	}
+}
