@@ -215,6 +215,9 @@ func (n *Node) serveSync(w http.ResponseWriter, r *http.Request) {
 	began := false
 	enc := json.NewEncoder(w)
 	write := func(l SyncLine) error {
+		if !began {
+			w.Header().Set("Content-Type", "application/x-ndjson")
+		}
 		began = true
 		if err := enc.Encode(l); err != nil {
 			return err

@@ -25,6 +25,11 @@ import (
 // act is POST /v1/queue.
 func (n *Node) act(a QueueAction) (*QueueActed, error) {
 	verb := bridge.Verb(a.Verb)
+	switch verb {
+	case bridge.VerbHold, bridge.VerbRelease, bridge.VerbRetry, bridge.VerbExpire, bridge.VerbRemove:
+	default:
+		return nil, &Error{Message: fmt.Sprintf("unknown verb %q", a.Verb), Hint: "hold, release, retry, expire or remove", Exit: ExitUsage}
+	}
 	out := &QueueActed{Done: []string{}}
 	var ids []envelope.ID
 	for _, text := range a.IDs {
