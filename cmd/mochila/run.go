@@ -119,10 +119,12 @@ Three commands make a node and a neighbour:
   mochila init camp --maildir ~/Mail
   mochila invite hub /media/usb        then, at hub: mochila join /media/usb
   mochila sync /media/usb              at each trip of the stick`,
+		Version:           a.env.Version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
 	}
+	root.SetVersionTemplate("mochila {{.Version}}\n")
 	root.PersistentFlags().StringVar(&a.home, "home", "", "the node's `folder` (default $MOCHILA_HOME, the machine's node, or ~/.mochila)")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the API's JSON")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "show the log of what this command does itself")

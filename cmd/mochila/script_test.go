@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,8 @@ const readyTime = 30 * time.Second
 //
 //	status N PROGRAM…   run, and compare the exit status
 //	ready               wait until a daemon in the background has notified that it is ready
+//	hup                 send SIGHUP to what runs in the background
+//	until REGEXP PROGRAM…  run again and again until the output matches
 //	mask FILE           replace ids and times in a file, columns kept
 //	capture VAR REGEXP  take the first group out of the last standard output
 func TestScripts(t *testing.T) {
@@ -38,7 +41,7 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       *update,
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": status, "ready": ready, "mask": mask, "capture": capture,
+			"status": status, "ready": ready, "hup": hup, "until": until, "mask": mask, "capture": capture,
 		},
 	})
 }
@@ -103,6 +106,26 @@ func ready(ts *testscript.TestScript, _ bool, _ []string) {
 		}
 		if string(b[:n]) == "READY=1" {
 			return
+		}
+	}
+}
+
+func hup(ts *testscript.TestScript, _ bool, _ []string) {
+	for _, c := range ts.BackgroundCmds() {
+		ts.Check(c.Process.Signal(syscall.SIGHUP))
+	}
+}
+
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for end := time.Now().Add(readyTime); ; {
+		err := ts.Exec(args[1], args[2:]...)
+		if re.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("no output matched %q: %v", args[0], err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -43,7 +44,8 @@ The exit status is 0 when all was done, and 75 when somebody could not be reache
 						return fmt.Errorf("read the answer: %w", err)
 					}
 					if a.json {
-						return a.asJSON(l, true)
+						s.note(l)
+						return errors.Join(a.asJSON(l, true), a.out.flush())
 					}
 					return s.line(l)
 				})
@@ -62,6 +64,7 @@ type syncView struct {
 	app     *app
 	results []control.SyncLine
 	failed  []control.SyncLine
+	ended   bool // the last line came
 	stop    chan struct{}
 	done    sync.WaitGroup
 
@@ -127,7 +130,20 @@ func (s *syncView) clear() {
 	}
 }
 
+// note keeps what the exit status depends on.
+func (s *syncView) note(l control.SyncLine) {
+	s.ended = s.ended || l.End
+	switch {
+	case l.Progress:
+	case l.Error != "" || l.Absent:
+		s.failed = append(s.failed, l)
+	case !l.End:
+		s.results = append(s.results, l)
+	}
+}
+
 func (s *syncView) line(l control.SyncLine) error {
+	s.note(l)
 	switch {
 	case l.Progress:
 		s.mu.Lock()
@@ -135,13 +151,11 @@ func (s *syncView) line(l control.SyncLine) error {
 		s.mu.Unlock()
 		return nil
 	case l.Error != "" || l.Absent:
-		s.failed = append(s.failed, l)
 		s.clear()
 		s.show(l)
 		s.problem(l)
 	case l.End:
 	default:
-		s.results = append(s.results, l)
 		s.clear()
 		s.show(l)
 	}
@@ -259,6 +273,9 @@ func noSecret(s string) string {
 
 // end is the exit status.
 func (s *syncView) end() error {
+	if !s.ended {
+		return &control.Error{Message: "the daemon ended before the sync did", Hint: "mochila status", Exit: control.ExitTemp}
+	}
 	if len(s.failed) > 0 {
 		return exit(control.ExitTemp)
 	}
