@@ -13,6 +13,7 @@ import (
 
 	"mochila/internal/config"
 	"mochila/internal/control"
+	"mochila/transport"
 )
 
 func (a *app) syncCmd() *cobra.Command {
@@ -288,15 +289,22 @@ func (s *syncView) end() error {
 
 func (a *app) receiveCmd() *cobra.Command {
 	var from string
+	var link bool
 	c := &cobra.Command{
 		Use:   "receive",
 		Short: "take packets from standard input",
 		Long: `Takes packets from standard input, for whatever calls this node: an NNCP or UUCP handler, a mail alias, an ssh
 forced command, a pipe. Packets name their senders; --from only says who handed them over.
 
+With --link, standard input and output are a live contact in both directions: that is what the ssh: carrier runs at
+the other side, and what its authorized_keys may force.
+
 The exit status is 75 when they should be offered again, and 65 when one was refused; refused ones are in the quarantine.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if link {
+				return a.link(c.Context())
+			}
 			path := "/v1/receive"
 			if from != "" {
 				path += "?from=" + url.QueryEscape(from)
@@ -309,6 +317,7 @@ The exit status is 75 when they should be offered again, and 65 when one was ref
 			return a.received(r)
 		},
 	}
+	c.Flags().BoolVar(&link, "link", false, "a live contact, both ways")
 	c.Flags().StringVar(&from, "from", "", "the neighbour who hands them over: a node `name`")
 	_ = c.RegisterFlagCompletionFunc("from", a.names)
 	return c
@@ -336,4 +345,20 @@ func (a *app) received(r control.ReceiveReply) error {
 		return exit(control.ExitTemp)
 	}
 	return nil
+}
+
+// link runs a live contact on standard input and output.
+func (a *app) link(ctx context.Context) error {
+	h, err := a.find()
+	if err != nil {
+		return err
+	}
+	in, ok1 := a.env.Stdin.(*os.File)
+	out, ok2 := a.env.Stdout.(*os.File)
+	if !ok1 || !ok2 {
+		return usageError("", "receive --link needs files as standard input and output")
+	}
+	return a.node(ctx, func(n *control.Client) error {
+		return n.Link(ctx, h, transport.Stdio{In: in, Out: out})
+	})
 }
