@@ -9,6 +9,7 @@ package route
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -73,8 +74,8 @@ func New(deliver, route []Rule) (Table, error) {
 
 // Lookup finds the rule for one recipient of a mail of size bytes (0 or less: not known yet). Both addresses are
 // wire text; sender "" is the null sender; an unqualified recipient must have got this node's domain before. The
-// error is always an *envelope.Status: 550 5.1.2 when no rule matches, 501 5.1.3 for a recipient without a domain,
-// 552 5.3.4 when the rule that matches has a smaller size limit.
+// error is always an *envelope.Status: 550 5.1.2 when no rule matches, 550 5.1.1 when deliver rules name other users of
+// its domain, 501 5.1.3 for a recipient without a domain, 552 5.3.4 when the rule that matches has a smaller size limit.
 func (t *Table) Lookup(sender, rcpt string, size int64) (Decision, error) {
 	_, domain := Split(rcpt)
 	if domain == "" {
@@ -95,7 +96,22 @@ func (t *Table) Lookup(sender, rcpt string, size int64) (Decision, error) {
 		}
 		return d, nil
 	}
+	if t.knows(domain) {
+		return Decision{}, envelope.NewStatus(550, "5.1.1", fmt.Sprintf("no such recipient at %q", domain))
+	}
 	return Decision{}, envelope.NewStatus(550, "5.1.2", fmt.Sprintf("no route for %q", domain))
+}
+
+// knows tells whether mail for single users of a domain ends here: then it is the user who is unknown, not the domain.
+func (t *Table) knows(domain string) bool {
+	for i := range t.Deliver {
+		for _, to := range t.Deliver[i].To {
+			if user, d := Split(to); user != "" && strings.EqualFold(d, domain) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // tooLarge is the refusal of a mail above the rule's limit, nil below it.

@@ -396,3 +396,20 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	}
 }
+
+func TestUnknownUser(t *testing.T) {
+	table, err := New([]Rule{{To: []string{"ana@Camp.example", "*.camp.example"}, Via: "lmtp:/x"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rcpt, want := range map[string]string{
+		"ana@camp.example":   "",
+		"bob@CAMP.example":   `550 5.1.1 no such recipient at "CAMP.example"`,
+		"ana@hub.example":    `550 5.1.2 no route for "hub.example"`,
+		"bob@x.camp.example": "",
+	} {
+		if _, err := table.Lookup("x@y", rcpt, 0); errText(err) != want {
+			t.Errorf("Lookup(%q): %q, want %q", rcpt, errText(err), want)
+		}
+	}
+}
