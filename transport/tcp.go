@@ -19,6 +19,7 @@ const DefaultPort = "2424"
 type TCP struct {
 	addr    string
 	timeout time.Duration
+	dial    func(ctx context.Context, addr string) (net.Conn, error) // through a proxy; nil: directly
 }
 
 // NewTCP returns the Dialer for addr, "host:port". timeout bounds one attempt to connect; 0: 30 s.
@@ -34,8 +35,12 @@ func (t *TCP) String() string { return "tcp:" + t.addr }
 
 // Dial implements Dialer. Whatever keeps it from connecting is ErrAbsent.
 func (t *TCP) Dial(ctx context.Context) (Stream, error) {
-	d := net.Dialer{Timeout: t.timeout, Control: tuneSocket}
-	conn, err := d.DialContext(ctx, "tcp", t.addr)
+	dial := t.dial
+	if dial == nil {
+		d := net.Dialer{Timeout: t.timeout, Control: tuneSocket}
+		dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
+	}
+	conn, err := dial(ctx, t.addr)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

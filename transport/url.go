@@ -58,6 +58,9 @@ func Schemes() []Scheme {
 	return []Scheme{
 		{"dir", "dir:/media/usb", parseDir},
 		{"tcp", "tcp:hub.example:2424", parseTCP},
+		{"ssh", "ssh:mochila@hub.example", parseSSH},
+		{"unix", "unix:/run/mochila/link.sock", parseUnix},
+		{"pipe", "pipe:socat - TCP:hub:2424", parsePipe},
 	}
 }
 
@@ -80,7 +83,10 @@ func Parse(schemes []Scheme, s string) (Carrier, error) {
 		return Carrier{}, withHint(err, "known carriers: %s", forms(schemes))
 	}
 	scheme := schemes[i]
-	rest, query, _ := strings.Cut(rest, "?")
+	query := ""
+	if name != "pipe" { // a command may hold question marks; it has no options
+		rest, query, _ = strings.Cut(rest, "?")
+	}
 	if strings.HasPrefix(rest, "//") {
 		return Carrier{}, withHint(fmt.Errorf("carrier %q: there is no // after %s:", s, name),
 			"write it like %s", scheme.Form)
@@ -148,5 +154,11 @@ func parseTCP(rest string, opts url.Values) (Carrier, error) {
 			return Carrier{}, withHint(fmt.Errorf("timeout %q is not a duration", s), "as in timeout=10s")
 		}
 	}
-	return Carrier{Dialer: NewTCP(net.JoinHostPort(host, port), timeout)}, nil
+	d := NewTCP(net.JoinHostPort(host, port), timeout)
+	if s := take(opts, "socks"); s != "" {
+		if d, err = d.Via(s); err != nil {
+			return Carrier{}, err
+		}
+	}
+	return Carrier{Dialer: d}, nil
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -353,12 +355,11 @@ func (a *app) link(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	in, ok1 := a.env.Stdin.(*os.File)
-	out, ok2 := a.env.Stdout.(*os.File)
-	if !ok1 || !ok2 {
-		return usageError("", "receive --link needs files as standard input and output")
+	out, ok := a.env.Stdout.(*os.File)
+	if !ok {
+		return usageError("", "receive --link needs a file or pipe as standard output")
 	}
 	return a.node(ctx, func(n *control.Client) error {
-		return n.Link(ctx, h, transport.Stdio{In: in, Out: out})
+		return n.Link(ctx, h, transport.Stdio{In: a.env.Stdin, Out: out})
 	})
 }

@@ -112,7 +112,7 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Stream: transport.StreamOptions{Partials: n.partials, MaxSize: 1 << 40, Log: n.log},
+		Stream: n.stream(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
 				TempDir: n.spool.TempDir(), MaxConns: n.config().Limits.Deliveries})

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -104,6 +105,9 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	if err := d.listenLinks(ctx); err != nil {
+		return err
+	}
+	if err := d.listenSocket(ctx); err != nil {
 		return err
 	}
 	if err := d.listenControl(ctx); err != nil {
@@ -222,11 +226,64 @@ func (d *daemon) listenLinks(ctx context.Context) error {
 			return &Error{Message: fmt.Sprintf("listen for neighbours on %s: %v", addr, err), Hint: "change [link] listen", Exit: ExitUnavailable}
 		}
 		d.listens = append(d.listens, "link:"+addr)
-		srv := &transport.Server{Reception: d.bridge, Log: d.log.With("service", "link"),
-			Stream: transport.StreamOptions{Partials: d.partials, MaxSize: 1 << 40, Log: d.log}}
+		srv := d.linkServer()
 		d.run(ctx, "link listener "+addr, func(ctx context.Context) error { return srv.Serve(ctx, ln) })
 	}
 	return nil
+}
+
+// listenSocket answers live contacts on run/link.sock: mochila receive --link joins its standard input and output to
+// it, for ssh and whatever else calls this node with a stream.
+func (d *daemon) listenSocket(ctx context.Context) error {
+	ln, err := smtpd.ListenUnix(d.home.LinkSocket(), smtpd.SocketMode)
+	if err != nil {
+		return fmt.Errorf("link socket: %w", err)
+	}
+	srv := d.linkServer()
+	d.run(ctx, "link socket", func(ctx context.Context) error { return srv.Serve(ctx, ln) })
+	return nil
+}
+
+// linkServer answers neighbours' calls.
+func (n *Node) linkServer() *transport.Server {
+	return &transport.Server{Reception: n.bridge, Log: n.log.With("service", "link"), Stream: n.stream()}
+}
+
+func (n *Node) stream() transport.StreamOptions {
+	return transport.StreamOptions{Partials: n.partials, MaxSize: 1 << 40, Log: n.log}
+}
+
+// Link runs one live contact with whoever called over s: through the daemon, or with the node opened here.
+func (c *Client) Link(ctx context.Context, home config.Home, s transport.Stream) error {
+	if c.node != nil {
+		run, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() { defer close(done); c.node.bridge.Run(run) }()
+		_, err := transport.Answer(ctx, s, c.node.bridge, c.node.stream())
+		c.node.settle(ctx)
+		cancel()
+		<-done
+		return err
+	}
+	conn, err := transport.NewUnix(home.LinkSocket()).Dial(ctx)
+	if err != nil {
+		return &Error{Message: fmt.Sprintf("link socket of the daemon: %v", err), Exit: ExitUnavailable}
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close(); s.Close() })
+	defer stop()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(conn, s)
+		if h, ok := conn.(interface{ CloseWrite() error }); ok {
+			h.CloseWrite()
+		}
+		sent <- err
+	}()
+	_, err = io.Copy(s, conn)
+	s.Close()
+	<-sent
+	return err
 }
 
 func (d *daemon) listenControl(ctx context.Context) error {
