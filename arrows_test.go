@@ -39,11 +39,17 @@ var below = map[string][]string{
 	// smtpd for the interface that it implements
 	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "smtpd", "bridge/..."},
 
+	"internal/e2e": {}, // tests only
+
 	// From here on things are wired together.
 	"internal/control": {"internal/...", "bridge/...", "spool/...", "transport/...", "smtpd/..."},
 	"cmd/mochila":      {"..."},
 	// the drop-in is small: see TestSendmailIsSmall
 	"cmd/sendmail": {"internal/submit/...", "internal/config", "internal/envelope", "internal/durable", "spool/maildrop"},
+
+	// They use the programs, as a user does.
+	"contrib/demo/mailbox": {},
+	"contrib/bench":        {},
 }
 
 // pkg is what `go list -json` tells about a package.
