@@ -35,8 +35,10 @@ func (e *Envelope) Check() error {
 		return e.Mail.Check()
 	case e.Kind == KindReport && e.Report != nil && e.Mail == nil:
 		return e.Report.check()
-	case e.Kind == KindJob:
-		return fmt.Errorf("%w: jobs are not supported by this version", ErrFormat)
+	case e.Kind == KindJob && e.Job != nil:
+		return e.Job.Check()
+	case e.Kind == KindResult && e.Result != nil:
+		return e.Result.check(e.Size)
 	}
 	return fmt.Errorf("%w: envelope of kind %d without its record", ErrFormat, e.Kind)
 }

@@ -67,11 +67,17 @@ func parse(b []byte, stored bool) (*Envelope, error) {
 			e.Mail = new(Mail)
 			d.Sub(e.Mail.parse)
 		case envJob:
-			d.Fail("jobs are not supported by this version")
+			e.kind(&d, KindJob)
+			e.Job = new(Job)
+			d.Sub(e.Job.parse)
 		case envReport:
 			e.kind(&d, KindReport)
 			e.Report = new(Report)
 			d.Sub(e.Report.parse)
+		case envResult:
+			e.kind(&d, KindResult)
+			e.Result = new(Result)
+			d.Sub(e.Result.parse)
 		case envOrigin, envTransit:
 			if !stored {
 				d.Unknown()

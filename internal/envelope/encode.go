@@ -16,9 +16,10 @@ const (
 	envHops     = 7
 	envOrigin   = 8 // stored form only
 	envMail     = 9
-	envJob      = 10 // reserved
+	envJob      = 10
 	envReport   = 11
 	envTransit  = 12 // stored form only
+	envResult   = 13
 
 	mailSender     = 1
 	mailRecipient  = 2
@@ -114,7 +115,11 @@ func (e *Envelope) fields(w *Enc, stored bool) {
 		}
 		w.End(m)
 	case KindJob:
-		w.Item(envJob, nil)
+		m := w.Begin(envJob)
+		if e.Job != nil {
+			e.Job.fields(w)
+		}
+		w.End(m)
 	case KindReport:
 		r := e.Report
 		if r == nil {
@@ -127,6 +132,12 @@ func (e *Envelope) fields(w *Enc, stored bool) {
 		if stored {
 			w.Item(envTransit, nil)
 		}
+	case KindResult:
+		m := w.Begin(envResult)
+		if e.Result != nil {
+			e.Result.fields(w)
+		}
+		w.End(m)
 	}
 }
 

@@ -12,9 +12,10 @@ type Kind uint8
 
 const (
 	KindMail    Kind = 1 // Mail is set; the content is the message
-	KindJob     Kind = 2 // reserved for ordered jobs; the content is stdin
+	KindJob     Kind = 2 // Job is set; the content is stdin
 	KindReport  Kind = 3 // Report is set; no content, or an excerpt
 	KindTransit Kind = 4 // never on the wire: a bundle that this node only relays, as the spool keeps it
+	KindResult  Kind = 5 // Result is set; the content is stdout, then stderr
 )
 
 // Envelope is one mail, job or report: what users see, name and trace.
@@ -30,6 +31,8 @@ type Envelope struct {
 	Hops     int       // nodes it has passed; loops end at 20
 	Mail     *Mail
 	Report   *Report
+	Job      *Job
+	Result   *Result
 }
 
 // Mail is an SMTP envelope (RFC 5321) with its extensions. Addresses are wire text: quotes kept, no angle brackets.

@@ -53,7 +53,7 @@ func FuzzEnvelope(f *testing.F) {
 
 // FuzzRecords asserts the same of all other records; the first argument picks the kind.
 func FuzzRecords(f *testing.F) {
-	kinds := []string{"held", "refused", "close", "reset", "fork", "greeting", "invite-proof"}
+	kinds := []string{"held", "refused", "close", "reset", "fork", "greeting", "invite-proof", "channel", "resume"}
 	for i, kind := range kinds {
 		seeds(f, kind, func(b []byte) { f.Add(byte(i), b) })
 	}

@@ -20,7 +20,8 @@ const (
 	RecordCard        RecordType = 7 // a signed card as it is
 	RecordGreeting    RecordType = 8
 	RecordInviteProof RecordType = 9  // 32 bytes
-	RecordChannel     RecordType = 10 // reserved: the state of a channel of jobs
+	RecordChannel     RecordType = 10 // the state of a channel of jobs, from its destination
+	RecordResume      RecordType = 11 // the answer of its origin
 )
 
 // String is the word for the record in logs.
@@ -46,6 +47,8 @@ func (t RecordType) String() string {
 		return "invite proof"
 	case RecordChannel:
 		return "channel"
+	case RecordResume:
+		return "resume"
 	}
 	return "record type " + strconv.Itoa(int(t))
 }
@@ -55,7 +58,7 @@ func (t RecordType) MaxBody() int {
 	switch t {
 	case RecordEnvelope:
 		return MaxHeader
-	case RecordHeld, RecordClose:
+	case RecordHeld, RecordClose, RecordChannel, RecordResume:
 		return 32 << 10 // MaxRanges ranges of at most 28 bytes, and the rest
 	case RecordRefused:
 		return 512

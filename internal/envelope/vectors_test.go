@@ -40,6 +40,8 @@ var parsers = map[string]func(b []byte) ([]byte, error){
 	"reset":        func(b []byte) ([]byte, error) { v, err := ParseReset(b); return again(v, err) },
 	"fork":         func(b []byte) ([]byte, error) { v, err := ParseFork(b); return again(v, err) },
 	"greeting":     func(b []byte) ([]byte, error) { v, err := ParseGreeting(b); return again(v, err) },
+	"channel":      func(b []byte) ([]byte, error) { v, err := ParseChannelReport(b); return again(v, err) },
+	"resume":       func(b []byte) ([]byte, error) { v, err := ParseResume(b); return again(v, err) },
 	"invite-proof": func(b []byte) ([]byte, error) { v, err := ParseInviteProof(b); return again(v, err) },
 }
 
@@ -184,7 +186,7 @@ func withReport(change func(*Report)) []byte {
 }
 
 func vectors() []vector {
-	return slices.Concat(envelopeVectors(), storedVectors(), recordVectors())
+	return slices.Concat(envelopeVectors(), jobVectors(), storedVectors(), recordVectors(), channelVectors())
 }
 
 func envelopeVectors() []vector {
@@ -209,7 +211,7 @@ func envelopeVectors() []vector {
 		{"envelope", "id-zero", with(func(e *Envelope) { e.ID = ID{} }), "without id"},
 		{"envelope", "fields-out-of-order", fields(1, id, 5, 9, 3, expires, 9, simple), "field 3 after field 5"},
 		{"envelope", "field-twice", fields(1, id, 3, expires, 3, expires, 9, simple), "field 3 after field 3"},
-		{"envelope", "field-unknown", fields(1, id, 3, expires, 9, simple, 13, "x"), "unknown field 13"},
+		{"envelope", "field-unknown", fields(1, id, 3, expires, 9, simple, 14, "x"), "unknown field 14"},
 		{"envelope", "length-past-the-end", append(fields(1, id, 3, expires), 9, 40, 1), "says 40 bytes, 1 are left"},
 		{"envelope", "length-not-minimal", append([]byte{1, 0x90, 0}, id...), "broken number"},
 		{"envelope", "length-of-11-bytes", append([]byte{1}, bytes.Repeat([]byte{0xff}, 11)...), "broken number"},
@@ -227,7 +229,6 @@ func envelopeVectors() []vector {
 		{"envelope", "hops-256", with(func(e *Envelope) { e.Hops = 256 }), "256 hops"},
 		{"envelope", "origin-on-the-wire", fields(1, id, 3, expires, 8, string(make([]byte, 31))+"x", 9, simple), "unknown field 8"},
 		{"envelope", "transit-on-the-wire", fields(1, id, 3, expires, 12, ""), "unknown field 12"},
-		{"envelope", "job", fields(1, id, 3, expires, 10, ""), "jobs are not supported"},
 		{"envelope", "kind-missing", fields(1, id, 3, expires), "without its record"},
 		{"envelope", "two-kinds", fields(1, id, 3, expires, 9, simple, 11, string(fields(1, id))), "two kinds"},
 		{"envelope", "mail-empty", mail(""), "0 recipients"},
@@ -277,7 +278,7 @@ func storedVectors() []vector {
 		{"stored", "origin-short", fields(1, id, 8, "x", 12, ""), "1 bytes, not 32"},
 		{"stored", "origin-of-zeros", fields(1, id, 8, string(make([]byte, 32)), 12, ""), "origin of zeros"},
 		{"stored", "transit-with-value", fields(1, id, 12, "x"), "1 bytes, not 0"},
-		{"stored", "job", fields(1, id, 10, ""), "jobs are not supported"},
+		{"stored", "ok-job", AppendStored(nil, fullJob()), ""},
 	}
 }
 

@@ -39,7 +39,7 @@ func TestBadRecordLeavesOthersAlone(t *testing.T) {
 	c := newCodec(t)
 	raw := slices.Concat(
 		envelopeRecord(1, text(100)),
-		envelopeRecord(2, text(200), func(e *envelope.Envelope) { e.Kind = envelope.KindJob }),
+		envelopeRecord(2, text(200), func(e *envelope.Envelope) { e.Kind, e.Job = envelope.KindJob, &envelope.Job{} }),
 		envelopeRecord(3, text(300)),
 		envelopeRecord(4, text(400), func(e *envelope.Envelope) { e.Sum[0]++ }),
 		[]byte{99, 2, 'h', 'i'},
@@ -209,7 +209,7 @@ func TestWriterRefuses(t *testing.T) {
 			return w.Envelope(mail(1, text(100)), iotest.ErrReader(errors.New("disk")))
 		},
 		"an envelope as a record": func(w *Writer) error { return w.Record(envelope.RecordEnvelope, []byte("x")) },
-		"a channel record":        func(w *Writer) error { return w.Record(envelope.RecordChannel, nil) },
+		"an unknown record":       func(w *Writer) error { return w.Record(99, nil) },
 		"a record too long":       func(w *Writer) error { return w.Record(envelope.RecordCard, make([]byte, 8193)) },
 	} {
 		w := c.NewWriter(io.Discard, Header{Expires: t0}, Options{})

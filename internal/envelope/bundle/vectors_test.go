@@ -216,7 +216,7 @@ func vectors(t *testing.T) []vector {
 		{"streamed-with-the-dictionary", join(chunked(len(big), compress(t, big, zstd.WithEncoderDictRaw(mailDictID, mailDict))), end), "compressed stream"},
 
 		{"record-type-0", join(stored([]byte{0, 1, 1}), end), "not supported by this version"},
-		{"record-channel", join(stored([]byte{10, 1, 1}), end), "not supported by this version"},
+		{"record-type-12", join(stored([]byte{12, 1, 1}), end), "not supported by this version"},
 		{"record-unknown", join(stored([]byte{200, 1, 1}), end), "not supported by this version"},
 		{"record-without-length", join(stored([]byte{7}), end), "cut short"},
 		{"record-past-the-frame", join(stored(card[:50]), end), "record of 100 bytes in the last 48"},
