@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -355,11 +354,7 @@ func (a *app) link(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, ok := a.env.Stdout.(*os.File)
-	if !ok {
-		return usageError("", "receive --link needs a file or pipe as standard output")
-	}
 	return a.node(ctx, func(n *control.Client) error {
-		return n.Link(ctx, h, transport.Stdio{In: a.env.Stdin, Out: out})
+		return n.Link(ctx, h, transport.Stdio{In: a.env.Stdin, Out: a.env.Stdout})
 	})
 }
