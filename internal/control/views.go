@@ -277,6 +277,12 @@ func (n *Node) trace(text string) (*Trace, error) {
 		return nil, err
 	}
 	t := &Trace{Item: n.queueItem(it), Done: done}
+	if done {
+		t.Item.QueueName = "ended"
+	}
+	if done {
+		t.Item.QueueName, t.Item.Expires = "ended", time.Time{} // it is in no queue, and has no time left to lose
+	}
 	t.Events = append(t.Events, TraceEvent{At: it.Entered, What: "entered", Detail: "at " + n.config().Name + ", trust class " + it.Trust})
 	for _, l := range it.Log {
 		t.Events = append(t.Events, TraceEvent{At: l.At, What: l.What, Detail: l.Detail})
