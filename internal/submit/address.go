@@ -5,8 +5,8 @@ import "unicode/utf8"
 // MaxAddr is the longest address in bytes, far above RFC 5321 section 4.5.3.1.
 const MaxAddr = 1000
 
-// A mailbox as it stands in a list: its wire text, and where in the list that text begins and ends (comments and
-// blanks inside included).
+// mailbox is one address of a list: its wire text, and where in the list that begins and ends (comments and blanks
+// inside included).
 type mailbox struct {
 	addr       string
 	start, end int
@@ -17,7 +17,7 @@ type mailbox struct {
 // several addresses when each of them has an "@". Empty entries and "<>" are skipped. Addresses need no domain. An
 // entry that cannot be read is an error: to leave it out would lose mail.
 func ParseList(s string) ([]string, error) {
-	boxes, err := parseList(s)
+	boxes, err := parseList(nil, s)
 	if err != nil {
 		return nil, err
 	}
@@ -28,109 +28,147 @@ func ParseList(s string) ([]string, error) {
 	return out, nil
 }
 
-// entry collects one element of a list while the scanner walks over it.
-type entry struct {
-	words    []mailbox // outside of angle brackets
-	angle    []byte    // between them
-	hasAngle bool
-	start    int // of the text in angle brackets
-	end      int
-	any      bool
+// scanner walks over a list. Addresses are parts of the list where they stand in one piece there.
+type scanner struct {
+	s     string
+	out   []mailbox
+	words []mailbox // of the current entry, outside of angle brackets
+	angle mailbox   // between them
+	// word is the one being read; its text is s[word.start:word.end] while text is nil.
+	word mailbox
+	text []byte
+	glue bool // the word ends in "@" or ".": what follows belongs to it, even behind a blank
 }
 
-func parseList(s string) ([]mailbox, error) {
-	var out []mailbox
-	var e entry
-	flush := func() error {
-		m, err := e.mailboxes(s)
-		out = append(out, m...)
-		e = entry{}
-		return err
-	}
-	word := mailbox{start: -1}
-	var text []byte
-	glue := false // the last character was "@" or ".", or a blank was only folding around one
-	endWord := func() {
-		if word.start >= 0 {
-			word.addr = string(text)
-			e.words = append(e.words, word)
-			e.any = true
-		}
-		word.start, text, glue = -1, nil, false
-	}
+// parseList appends the addresses of a list to dst.
+func parseList(dst []mailbox, s string) ([]mailbox, error) {
+	var room [4]mailbox
+	p := scanner{s: s, out: dst, words: room[:0], word: mailbox{start: -1}, angle: mailbox{start: -1}}
 	for i := 0; i < len(s); {
-		c := s[i]
-		switch {
-		case space(c):
-			j := i
-			for j < len(s) && space(s[j]) {
-				j++
-			}
-			// RFC 5322 allows blanks around "@" and "." of an address.
-			if !glue && (j == len(s) || s[j] != '@' && s[j] != '.' && s[j] != '(') {
-				endWord()
-			}
-			i = j
-			continue
-		case c == '(':
-			j, ok := skipComment(s, i)
-			if !ok {
-				return nil, fault(ExDataErr, "unclosed comment in "+show(s))
-			}
-			if k := skipSpace(s, j); !glue && (k == len(s) || s[k] != '@' && s[k] != '.') {
-				endWord()
-			}
-			i = j
-			continue
-		case c == ',' || c == ';':
-			endWord()
-			if err := flush(); err != nil {
-				return nil, err
-			}
-			i++
-			continue
-		case c == ':':
-			// The name of a group ends here: its members follow.
-			endWord()
-			e = entry{}
-			i++
-			continue
-		case c == '<':
-			endWord()
-			if e.hasAngle {
-				return nil, fault(ExDataErr, "two addresses without a comma in "+show(s))
-			}
-			n, err := e.scanAngle(s, i+1)
-			if err != nil {
-				return nil, err
-			}
-			i = n
-			continue
-		case c == '>' || c == ')':
-			return nil, fault(ExDataErr, "stray "+show(string(rune(c)))+" in "+show(s))
+		n, err := p.step(i)
+		if err != nil {
+			return nil, err
 		}
-		if e.hasAngle {
-			// "<a@b> trailing words": sloppy, but clear.
-			j, ok := skipAtom(s, i)
-			if !ok {
-				return nil, fault(ExDataErr, "unclosed quote in "+show(s))
-			}
-			i = j
-			continue
-		}
-		if word.start < 0 {
-			word.start = i
-		}
-		j, ok := skipAtom(s, i)
-		if !ok {
-			return nil, fault(ExDataErr, "unclosed quote in "+show(s))
-		}
-		text = append(text, s[i:j]...)
-		glue = s[j-1] == '@' || s[j-1] == '.'
-		i, word.end = j, j
+		i = n
 	}
-	endWord()
-	return out, flush()
+	p.endWord()
+	return p.out, p.endEntry()
+}
+
+// step reads what stands at i and returns where it ends.
+func (p *scanner) step(i int) (int, error) {
+	s := p.s
+	c := s[i]
+	switch {
+	case space(c):
+		j := skipSpace(s, i)
+		// RFC 5322 allows blanks around "@" and "." of an address.
+		if !p.glue && (j == len(s) || s[j] != '@' && s[j] != '.' && s[j] != '(') {
+			p.endWord()
+		}
+		return j, nil
+	case c == '(':
+		j, ok := skipComment(s, i)
+		if !ok {
+			return 0, fault(ExDataErr, "unclosed comment in "+show(s))
+		}
+		if k := skipSpace(s, j); !p.glue && (k == len(s) || s[k] != '@' && s[k] != '.') {
+			p.endWord()
+		}
+		return j, nil
+	case c == ',' || c == ';':
+		p.endWord()
+		return i + 1, p.endEntry()
+	case c == ':':
+		// The name of a group ends here: its members follow.
+		p.endWord()
+		p.reset()
+		return i + 1, nil
+	case c == '<':
+		p.endWord()
+		if p.angle.start >= 0 {
+			return 0, fault(ExDataErr, "two addresses without a comma in "+show(s))
+		}
+		return p.scanAngle(i + 1)
+	case c == '>' || c == ')':
+		return 0, fault(ExDataErr, "stray "+show(s[i:i+1])+" in "+show(s))
+	}
+	j, ok := skipAtom(s, i)
+	if !ok {
+		return 0, fault(ExDataErr, "unclosed quote in "+show(s))
+	}
+	if p.angle.start < 0 { // else "<a@b> trailing words": sloppy, but clear
+		p.add(i, j)
+		p.glue = s[j-1] == '@' || s[j-1] == '.'
+	}
+	return j, nil
+}
+
+// add appends s[i:j] to the word.
+func (p *scanner) add(i, j int) {
+	switch {
+	case p.word.start < 0:
+		p.word.start = i
+	case p.text != nil:
+		p.text = append(p.text, p.s[i:j]...)
+	case p.word.end != i:
+		p.text = append(append([]byte(nil), p.s[p.word.start:p.word.end]...), p.s[i:j]...)
+	}
+	p.word.end = j
+}
+
+// take returns the word and begins another.
+func (p *scanner) take() mailbox {
+	m := p.word
+	m.addr = p.s[m.start:m.end]
+	if p.text != nil {
+		m.addr = string(p.text)
+	}
+	p.word, p.text, p.glue = mailbox{start: -1}, nil, false
+	return m
+}
+
+func (p *scanner) endWord() {
+	if p.word.start >= 0 {
+		p.words = append(p.words, p.take())
+	}
+	p.glue = false
+}
+
+func (p *scanner) reset() {
+	p.words, p.angle = p.words[:0], mailbox{start: -1}
+}
+
+// endEntry decides what one entry of a list names.
+func (p *scanner) endEntry() error {
+	defer p.reset()
+	if p.angle.start >= 0 {
+		if p.angle.addr == "" {
+			return nil
+		}
+		p.out = append(p.out, p.angle)
+		return CheckAddr(p.angle.addr)
+	}
+	with := 0
+	for _, w := range p.words {
+		if domainOf(w.addr) >= 0 {
+			with++
+		}
+	}
+	all := with == len(p.words) || len(p.words) == 1
+	if !all && with != 1 {
+		return fault(ExDataErr, "cannot read an address out of "+show(p.s))
+	}
+	for _, w := range p.words {
+		if !all && domainOf(w.addr) < 0 {
+			continue // "John Doe j@d.e"
+		}
+		if err := CheckAddr(w.addr); err != nil {
+			return err
+		}
+		p.out = append(p.out, w)
+	}
+	return nil
 }
 
 // skipAtom moves over one character, one quoted string or one domain literal.
@@ -179,8 +217,9 @@ func skipSpace(s string, i int) int {
 }
 
 // scanAngle reads up to the closing bracket and drops a source route ("@a,@b:").
-func (e *entry) scanAngle(s string, i int) (int, error) {
-	e.hasAngle, e.any, e.start = true, true, i
+func (p *scanner) scanAngle(i int) (int, error) {
+	s := p.s
+	p.angle.start = i
 	route := false
 	for i < len(s) {
 		c := s[i]
@@ -189,7 +228,9 @@ func (e *entry) scanAngle(s string, i int) (int, error) {
 			if route {
 				return 0, fault(ExDataErr, "source route without an address in "+show(s))
 			}
-			e.end = i
+			if p.word.start >= 0 {
+				p.angle = p.take()
+			}
 			return i + 1, nil
 		case c == '<':
 			return 0, fault(ExDataErr, "stray \"<\" in "+show(s))
@@ -203,11 +244,11 @@ func (e *entry) scanAngle(s string, i int) (int, error) {
 			}
 			i = j
 			continue
-		case c == '@' && len(e.angle) == 0:
+		case c == '@' && p.word.start < 0:
 			route = true
 		case c == ':' && route:
 			route = false
-			e.angle, e.start = nil, i+1
+			p.take()
 			i++
 			continue
 		}
@@ -215,46 +256,10 @@ func (e *entry) scanAngle(s string, i int) (int, error) {
 		if !ok {
 			return 0, fault(ExDataErr, "unclosed quote in "+show(s))
 		}
-		if e.angle == nil {
-			e.start = i
-		}
-		e.angle = append(e.angle, s[i:j]...)
+		p.add(i, j)
 		i = j
 	}
 	return 0, fault(ExDataErr, "unclosed \"<\" in "+show(s))
-}
-
-// mailboxes decides what one entry of a list names.
-func (e *entry) mailboxes(list string) ([]mailbox, error) {
-	if !e.any {
-		return nil, nil
-	}
-	if e.hasAngle {
-		if len(e.angle) == 0 {
-			return nil, nil
-		}
-		m := mailbox{addr: string(e.angle), start: e.start, end: e.end}
-		return []mailbox{m}, CheckAddr(m.addr)
-	}
-	var with []mailbox
-	for _, w := range e.words {
-		if domainOf(w.addr) >= 0 {
-			with = append(with, w)
-		}
-	}
-	switch {
-	case len(e.words) == 1:
-		with = e.words
-	case len(with) == len(e.words) || len(with) == 1:
-	default:
-		return nil, fault(ExDataErr, "cannot read an address out of "+show(list))
-	}
-	for _, w := range with {
-		if err := CheckAddr(w.addr); err != nil {
-			return nil, err
-		}
-	}
-	return with, nil
 }
 
 // domainOf is where the "@" of an address stands, -1 without one.

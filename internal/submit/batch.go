@@ -13,6 +13,7 @@ type session struct {
 	line int
 	mail *Mail // between MAIL and the end of DATA
 	done int   // transactions queued
+	out  writer
 }
 
 // batch runs a whole batch from stdin.
@@ -226,7 +227,8 @@ func (s *session) data() *Fault {
 	if s.mail == nil || len(s.mail.Recipients) == 0 {
 		return fault(ExDataErr, "DATA without recipients")
 	}
-	w := newWriter(s.node, s.mail)
+	w := &s.out
+	w.begin(s.node, s.mail, w.buf)
 	defer w.abort()
 	s.in.dots = true
 	err := s.in.body(w, true)

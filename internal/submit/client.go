@@ -18,11 +18,10 @@ type socket struct {
 
 // dial connects to the submission socket.
 func (n *Node) dial() (*socket, error) {
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	fd, err := newSocket()
 	if err != nil {
 		return nil, err
 	}
-	syscall.CloseOnExec(fd)
 	tv := syscall.Timeval{Sec: sendTimeout}
 	err = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &tv)
 	if err == nil {

@@ -16,14 +16,14 @@ const (
 	monthNames = "JanFebMarAprMayJunJulAugSepOctNovDec"
 )
 
-// rfc5322 writes a date-time of RFC 5322 section 3.3: seconds since 1970, shown offset seconds east of Greenwich.
-func rfc5322(unix int64, offset int) string {
+// appendDate writes a date-time of RFC 5322 section 3.3: seconds since 1970, shown offset seconds east of Greenwich.
+func appendDate(b []byte, unix int64, offset int) []byte {
 	unix += int64(offset)
 	date := floorDiv(unix, 86400)
 	sec := unix - date*86400
 	year, month, day := civil(date)
 	wd := weekday(date)
-	b := append(make([]byte, 0, 32), dayNames[3*wd:3*wd+3]...)
+	b = append(b, dayNames[3*wd:3*wd+3]...)
 	b = appendInt(append(b, ", "...), uint64(day), 2)
 	b = append(append(b, ' '), monthNames[3*month-3:3*month]...)
 	b = appendInt(append(b, ' '), uint64(year), 4)
@@ -35,7 +35,7 @@ func rfc5322(unix int64, offset int) string {
 		sign, offset = '-', -offset
 	}
 	b = appendInt(append(b, ' ', sign), uint64(offset/3600), 2)
-	return string(appendInt(b, uint64(offset/60%60), 2))
+	return appendInt(b, uint64(offset/60%60), 2)
 }
 
 // civil is the proleptic Gregorian date of a day counted from 1970-01-01.

@@ -17,8 +17,8 @@ func TestDateAgreesWithPackageTime(t *testing.T) {
 		unix := r.Int64N(8e9) - 2e9
 		offset := (r.IntN(2*14*4) - 14*4) * 900
 		want := time.Unix(unix, 0).In(time.FixedZone("", offset)).Format("Mon, 02 Jan 2006 15:04:05 -0700")
-		if got := rfc5322(unix, offset); got != want {
-			t.Fatalf("rfc5322(%d, %d) = %q, want %q", unix, offset, got, want)
+		if got := string(appendDate(nil, unix, offset)); got != want {
+			t.Fatalf("appendDate(%d, %d) = %q, want %q", unix, offset, got, want)
 		}
 	}
 }
@@ -86,7 +86,7 @@ func TestLocalOffset(t *testing.T) {
 		{"XXX4YYY,J60,J300", -3 * 3600}, {"XXX4YYY,200,300", -4 * 3600}, {"/no/such/file", 0}, {"No/Such_Zone", 0},
 		{"CET-1CEST,M13.5.0,M10.5.0", 0}, {"CET-1CEST,M3", 0}, {"<", 0}, {"CET-999", 0},
 	} {
-		got := localOffset(summer, func(string) (string, bool) { return c.tz, true })
+		got := localOffset(summer, func(string) (string, bool) { return c.tz, true }, make([]byte, 64))
 		if got != c.want {
 			t.Errorf("TZ=%q: %d, want %d", c.tz, got, c.want)
 		}

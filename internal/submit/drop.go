@@ -19,7 +19,7 @@ func (n *Node) createDrop() (*dropFile, error) {
 	if err := random(r[:]); err != nil {
 		return nil, err
 	}
-	name := base32(r[:])
+	name := string(appendBase32(nil, r[:]))
 	f := &dropFile{tmp: n.Maildrop + "/" + TempPrefix + name, name: n.Maildrop + "/" + name}
 	fd, err := openFD(f.tmp, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL|syscall.O_NOFOLLOW, 0o644)
 	if err != nil {

@@ -118,7 +118,7 @@ func appendUint(b []byte, tag, v uint64) []byte {
 		return b
 	}
 	var n [10]byte
-	return appendItem(b, tag, string(appendUvarint(n[:0], v)))
+	return appendItem(b, tag, view(appendUvarint(n[:0], v)))
 }
 
 func appendBool(b []byte, tag uint64, v bool) []byte {
@@ -131,13 +131,14 @@ func appendBool(b []byte, tag uint64, v bool) []byte {
 // appendRecord appends the canonical record of m. It has no FieldSize: the content is still being read.
 func appendRecord(b []byte, m *Mail) []byte {
 	b = appendText(b, FieldSender, m.Sender)
-	var rec []byte
+	var room [64]byte
+	rec := room[:0]
 	for i := range m.Recipients {
 		r := &m.Recipients[i]
 		rec = appendText(rec[:0], FieldAddr, r.Addr)
 		rec = appendUint(rec, FieldNotify, uint64(r.Notify))
 		rec = appendText(rec, FieldORcpt, r.ORcpt)
-		b = appendItem(b, FieldRecipient, string(rec))
+		b = appendItem(b, FieldRecipient, view(rec))
 	}
 	b = appendText(b, FieldRet, m.Ret)
 	b = appendText(b, FieldEnvID, m.EnvID)
@@ -148,7 +149,7 @@ func appendRecord(b []byte, m *Mail) []byte {
 		rec = appendUint(rec[:0], FieldDeadline, uint64(max(m.By.Deadline, 1)))
 		rec = appendBool(rec, FieldReturn, m.By.Return)
 		rec = appendBool(rec, FieldTrace, m.By.Trace)
-		b = appendItem(b, FieldBy, string(rec))
+		b = appendItem(b, FieldBy, view(rec))
 	}
 	if m.Auth != nil {
 		b = appendItem(b, FieldAuth, *m.Auth)
@@ -207,11 +208,10 @@ type writer struct {
 	sock  *socket // instead of file, when the maildrop cannot be written but a daemon is there
 }
 
-func newWriter(n *Node, m *Mail) *writer {
-	w := &writer{node: n, sum: fnvStart, buf: make([]byte, 0, 8<<10)}
-	w.buf = AppendRequest(w.buf, VerbSubmit, m)
+// begin starts a frame for m, into buf while that has room. m is not looked at afterwards.
+func (w *writer) begin(n *Node, m *Mail, buf []byte) {
+	*w = writer{node: n, sum: fnvStart, buf: AppendRequest(buf[:0], VerbSubmit, m)}
 	w.open()
-	return w
 }
 
 func (w *writer) open() {
@@ -254,6 +254,25 @@ func (w *writer) line(l []byte) error {
 		return err
 	}
 	return w.write([]byte("\r\n"))
+}
+
+// lines writes text whose lines end in LF or CRLF, or the last one in nothing.
+func (w *writer) lines(b []byte) error {
+	for len(b) > 0 {
+		l := b
+		if n := indexByte(b, '\n'); n >= 0 {
+			l, b = b[:n], b[n+1:]
+		} else {
+			b = nil
+		}
+		if len(l) > 0 && l[len(l)-1] == '\r' {
+			l = l[:len(l)-1]
+		}
+		if err := w.line(l); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // spill moves the buffer into the temporary file.

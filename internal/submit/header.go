@@ -37,13 +37,15 @@ var kinds = [...]struct {
 // field is one header field: raw[start:end] with its line ends, raw[value:end] without its name.
 type field struct {
 	kind              kind
-	start, value, end int
+	start, value, end int32
 }
 
-// header is the header of a message as it was read.
+// header is the header of a message as it was read. It points into the buffer of the input, which keeps still until
+// the header is written.
 type header struct {
-	raw    []byte // every field byte for byte, but with CRLF line ends
+	raw    []byte // lines end in LF or CRLF
 	fields []field
+	room   [24]field // enough for most
 	have   [kResentOther + 1]bool
 	resent bool
 	// rest is the line that ended the header because it is none of it; it is the first line of the body.
@@ -51,41 +53,49 @@ type header struct {
 	hasRest bool
 }
 
-// readHeader reads up to the blank line, the end of the message, or the first line that is no header line.
-// Mailbox separators ("From " lines) in front are dropped.
-func readHeader(in *input) (*header, error) {
-	h := &header{}
+// read reads up to the blank line, the end of the message, or the first line that is no header line. Mailbox
+// separators ("From " lines) in front are dropped. Until in.keep is taken back, in must not be read on.
+func (h *header) read(in *input) error {
+	in.keep = true
+	h.fields = h.room[:0]
 	for {
+		start := in.r
 		l, ok, err := in.line(MaxHeaderSize)
 		if err != nil {
-			return nil, err
+			return err
 		}
+		if in.r > MaxHeaderSize {
+			return fault(ExDataErr, "the header has more than 1 MiB")
+		}
+		h.raw = in.buf
 		if !ok || len(l) == 0 {
-			return h, nil
+			return nil
 		}
-		if len(h.raw)+len(l)+2 > MaxHeaderSize {
-			return nil, fault(ExDataErr, "the header has more than 1 MiB")
-		}
-		if len(h.fields) == 0 && (hasPrefix(string(l[:min(len(l), 6)]), "From ") || hasPrefix(string(l[:min(len(l), 6)]), ">From ")) {
+		if len(h.fields) == 0 && separator(l) {
 			continue
 		}
-		start := len(h.raw)
 		if blank(l[0]) && len(h.fields) > 0 {
-			h.raw = append(append(h.raw, l...), '\r', '\n')
-			h.fields[len(h.fields)-1].end = len(h.raw)
+			h.fields[len(h.fields)-1].end = int32(in.r)
 			continue
 		}
 		name, colon := fieldName(l)
 		if colon < 0 {
-			h.rest, h.hasRest = append([]byte(nil), l...), true
-			return h, nil
+			h.rest, h.hasRest = l, true
+			return nil
 		}
-		h.raw = append(append(h.raw, l...), '\r', '\n')
-		f := field{kind: kindOf(l[:name]), start: start, value: start + colon + 1, end: len(h.raw)}
+		f := field{kind: kindOf(l[:name]), start: int32(start), value: int32(start + colon + 1), end: int32(in.r)}
 		h.have[f.kind] = true
 		h.resent = h.resent || f.kind >= kResentFrom
 		h.fields = append(h.fields, f)
 	}
+}
+
+// separator reports whether a line is one that mailboxes and UUCP put in front of a message.
+func separator(l []byte) bool {
+	if len(l) > 0 && l[0] == '>' {
+		l = l[1:]
+	}
+	return len(l) >= 5 && string(l[:5]) == "From "
 }
 
 // fieldName returns the length of the name and where the colon stands, or -1 when the line is no header field
@@ -106,25 +116,20 @@ func fieldName(l []byte) (name, colon int) {
 }
 
 func kindOf(name []byte) kind {
-	if len(name) > len("resent-message-id") {
-		return kOther
-	}
-	s := string(name)
-	for _, k := range kinds {
-		if equalFold(s, k.name) {
-			return k.kind
+	for i := range kinds {
+		if equalFold(view(name), kinds[i].name) {
+			return kinds[i].kind
 		}
 	}
 	return kOther
 }
 
 // value is the text of a field, folding included.
-func (h *header) value(f *field) string { return string(h.raw[f.value:f.end]) }
+func (h *header) value(f *field) string { return view(h.raw[f.value:f.end]) }
 
-// recipients lists the addresses in To, Cc and Bcc, or those of their Resent- forms when the message has any
+// recipients appends the addresses in To, Cc and Bcc to dst, or those of their Resent- forms when the message has any
 // Resent- field (RFC 5322 section 3.6.6).
-func (h *header) recipients() ([]string, error) {
-	var out []string
+func (h *header) recipients(dst []Recipient) ([]Recipient, error) {
 	for i := range h.fields {
 		f := &h.fields[i]
 		switch f.kind {
@@ -136,82 +141,85 @@ func (h *header) recipients() ([]string, error) {
 		default:
 			continue
 		}
-		list, err := ParseList(h.value(f))
-		if err != nil {
+		var err error
+		if dst, err = appendRecipients(dst, h.value(f)); err != nil {
 			return nil, fault(ExDataErr, "header field "+show(string(h.raw[f.start:f.value-1]))+": "+err.Error())
 		}
-		out = append(out, list...)
 	}
-	return out, nil
+	return dst, nil
 }
 
-// repair is what header.write needs to know to complete a header.
-type repair struct {
-	gateway bool // leave the header incomplete: the mail did not start here
-	domain  func() string
-	from    func() string // a whole From value
-	date    func() string
-	id      func() string // "<...>"
+// origin makes what a header lacks. Each method appends to b.
+type origin interface {
+	domain(b []byte) []byte
+	from(b []byte) []byte // a whole From value
+	date(b []byte) []byte
+	messageID(b []byte) []byte // with its brackets
 }
 
 // write sends the header, completed, and the blank line: Bcc, Resent-Bcc and Return-Path go; From, Date and
 // Message-Id (or their Resent- forms) come, behind the others; the only address of a From without a domain gets one.
-// Every other line stays byte for byte.
-func (h *header) write(w *writer, r *repair) error {
+// Every other line stays byte for byte, but for CRLF. A nil origin leaves the header incomplete: the mail did not
+// start here.
+func (h *header) write(w *writer, o origin) error {
 	for i := range h.fields {
 		f := &h.fields[i]
 		switch f.kind {
 		case kBcc, kResentBcc, kReturnPath:
 			continue
 		case kFrom, kResentFrom:
-			if !r.gateway {
-				if err := h.writeFrom(w, f, r); err != nil {
+			if o != nil {
+				if err := h.writeFrom(w, f, o); err != nil {
 					return err
 				}
 				continue
 			}
 		}
-		if err := w.write(h.raw[f.start:f.end]); err != nil {
+		if err := w.lines(h.raw[f.start:f.end]); err != nil {
 			return err
 		}
 	}
-	if !r.gateway {
-		if err := h.complete(w, r); err != nil {
+	if o != nil {
+		if err := h.complete(w, o); err != nil {
 			return err
 		}
 	}
 	return w.line(nil)
 }
 
-func (h *header) complete(w *writer, r *repair) error {
+func (h *header) complete(w *writer, o origin) error {
 	prefix, from, date, id := "", kFrom, kDate, kMessageID
 	if h.resent {
 		prefix, from, date, id = "Resent-", kResentFrom, kResentDate, kResentMessageID
 	}
-	add := func(k kind, name string, value func() string) error {
-		if h.have[k] {
-			return nil
-		}
-		return w.line([]byte(prefix + name + ": " + value()))
+	var room [128]byte
+	b := room[:0]
+	if !h.have[id] {
+		b = append(append(b, prefix...), "Message-Id: "...)
+		b = append(o.messageID(b), '\n')
 	}
-	if err := add(id, "Message-Id", r.id); err != nil {
-		return err
+	if !h.have[date] {
+		b = append(append(b, prefix...), "Date: "...)
+		b = append(o.date(b), '\n')
 	}
-	if err := add(date, "Date", r.date); err != nil {
-		return err
+	if !h.have[from] {
+		b = append(append(b, prefix...), "From: "...)
+		b = append(o.from(b), '\n')
 	}
-	return add(from, "From", r.from)
+	return w.lines(b)
 }
 
 // writeFrom qualifies what cron writes: "From: root (Cron Daemon)".
-func (h *header) writeFrom(w *writer, f *field, r *repair) error {
+func (h *header) writeFrom(w *writer, f *field, o origin) error {
 	raw := h.raw[f.start:f.end]
-	boxes, err := parseList(h.value(f))
+	var room [2]mailbox
+	boxes, err := parseList(room[:0], h.value(f))
 	if err != nil || len(boxes) != 1 || domainOf(boxes[0].addr) >= 0 {
-		return w.write(raw)
+		return w.lines(raw)
 	}
-	at := f.value - f.start + boxes[0].end
-	b := append(make([]byte, 0, len(raw)+64), raw[:at]...)
-	b = append(append(b, '@'), r.domain()...)
-	return w.write(append(b, raw[at:]...))
+	at := int(f.value-f.start) + boxes[0].end
+	var line [256]byte
+	b := append(line[:0], raw[:at]...)
+	b = o.domain(append(b, '@'))
+	return w.lines(append(b, raw[at:]...))
 }

@@ -11,12 +11,13 @@ type input struct {
 	eof  bool // read returned 0
 	dots bool // a line "." ends the message
 	done bool // the message has ended
+	keep bool // what was read stays in buf, at its place: the header is being read
 	// dotted says that it ended with a ".", not with the input; lines counts those that body took.
 	dotted bool
 	lines  int
 }
 
-const inputBuffer = 64 << 10
+const inputBuffer = 16 << 10
 
 // fill reads more, behind what is left. The buffer grows when it is full.
 func (in *input) fill() error {
@@ -26,7 +27,7 @@ func (in *input) fill() error {
 	if in.buf == nil {
 		in.buf = make([]byte, inputBuffer)
 	}
-	if in.r > 0 && (in.r == in.w || in.w == len(in.buf)) {
+	if in.r > 0 && !in.keep && (in.r == in.w || in.w == len(in.buf)) {
 		copy(in.buf, in.buf[in.r:in.w])
 		in.w -= in.r
 		in.r = 0

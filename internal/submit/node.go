@@ -35,44 +35,47 @@ func FindNode(home string, getenv func(string) (string, bool)) (*Node, *Fault) {
 // unqualified header addresses in the first line, the largest message in bytes in the second.
 const DomainFile = "domain"
 
-// settings reads the lines of DomainFile. Everybody may write into the maildrop: only a file of its owner counts.
-func (n *Node) settings() (domain, size string) {
+// settings reads the two lines of DomainFile into room. Everybody may write into the maildrop: only a file of its
+// owner counts.
+func (n *Node) settings(room []byte) (domain, size string) {
 	var dir, st syscall.Stat_t
 	file := n.Maildrop + "/" + DomainFile
 	if syscall.Lstat(n.Maildrop, &dir) != nil || syscall.Lstat(file, &st) != nil || st.Uid != dir.Uid || st.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return "", ""
 	}
-	b, err := readFile(file, 4<<10)
+	k, err := readFile(file, room)
 	if err != nil {
 		return "", ""
 	}
-	domain, rest, _ := cut(string(b), '\n')
+	domain, rest, _ := cut(view(room[:k]), '\n')
 	size, _, _ = cut(rest, '\n')
 	return trim(domain), trim(size)
 }
 
 // maxSize is the largest message that the daemon will take, 0 when unknown.
 func (n *Node) maxSize() int64 {
-	_, s := n.settings()
+	var room [512]byte
+	_, s := n.settings(room[:])
 	v, _ := atoi(s)
 	return v
 }
 
-// Domain is what unqualified addresses of this node's headers get: what DomainFile says, else the first line of
-// /etc/mailname, else the host's name.
-func (n *Node) Domain() string {
-	if d, _ := n.settings(); validDomain(d) {
-		return d
+// appendDomain appends what unqualified addresses of this node's headers get: what DomainFile says, else the first
+// line of /etc/mailname, else the host's name.
+func (n *Node) appendDomain(b []byte) []byte {
+	var room [512]byte
+	if d, _ := n.settings(room[:]); validDomain(d) {
+		return append(b, d...)
 	}
-	if b, err := readFile("/etc/mailname", 4<<10); err == nil {
-		if d, _, _ := cut(string(b), '\n'); validDomain(trim(d)) {
-			return trim(d)
+	if k, err := readFile("/etc/mailname", room[:]); err == nil {
+		if d, _, _ := cut(view(room[:k]), '\n'); validDomain(trim(d)) {
+			return append(b, trim(d)...)
 		}
 	}
 	if d := hostname(); validDomain(d) {
-		return d
+		return append(b, d...)
 	}
-	return "localhost"
+	return append(b, "localhost"...)
 }
 
 func validDomain(d string) bool {
@@ -93,7 +96,7 @@ type login struct{ name, gecos, home string }
 
 // lookupUser reads /etc/passwd itself. An unknown uid is an empty login.
 func lookupUser(uid int) login {
-	b, err := readFile("/etc/passwd", 4<<20)
+	b, err := readAll("/etc/passwd", 4<<20)
 	if err != nil {
 		return login{}
 	}

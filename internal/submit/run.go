@@ -1,6 +1,9 @@
 package submit
 
-import "syscall"
+import (
+	"math/rand/v2"
+	"syscall"
+)
 
 // Env is the process around one call of the command.
 type Env struct {
@@ -63,7 +66,7 @@ func run(e *Env, o *Options) error {
 	case ModeFlush:
 		return node.ask(VerbFlush, &Mail{Site: o.Site}, e.Stdout)
 	case ModeVerify:
-		rcpts, err := argRecipients(o)
+		rcpts, err := argRecipients(nil, o)
 		if err != nil {
 			return err
 		}
@@ -77,66 +80,87 @@ func run(e *Env, o *Options) error {
 	return message(e, o, node)
 }
 
-// argRecipients reads the recipients in argv.
-func argRecipients(o *Options) ([]Recipient, error) {
-	var out []Recipient
+// appendRecipients reads a list of addresses.
+func appendRecipients(dst []Recipient, list string) ([]Recipient, error) {
+	var room [4]mailbox
+	boxes, err := parseList(room[:0], list)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range boxes {
+		dst = append(dst, Recipient{Addr: m.addr})
+	}
+	return dst, nil
+}
+
+// argRecipients appends the recipients in argv to dst.
+func argRecipients(dst []Recipient, o *Options) ([]Recipient, error) {
 	for _, a := range o.Args {
 		if controls(a) {
 			return nil, fault(ExUsage, "recipient "+show(a)+" contains a control character")
 		}
-		list, err := ParseList(a)
-		if err == nil && len(list) == 0 {
-			err = fault(ExUsage, "recipient "+show(a)+" is empty")
-		}
-		if err != nil {
+		n := len(dst)
+		var err error
+		if dst, err = appendRecipients(dst, a); err != nil {
 			return nil, fault(ExUsage, err.Error())
 		}
-		for _, r := range list {
-			out = append(out, Recipient{Addr: r})
+		if len(dst) == n {
+			return nil, fault(ExUsage, "recipient "+show(a)+" is empty")
 		}
 	}
-	return out, nil
+	return dst, nil
 }
+
+// call is the memory of one submission, in one piece: on the short life of this process each new page of memory is a
+// page fault, and those are most of what it does.
+type call struct {
+	env     *Env
+	opt     *Options
+	node    *Node
+	in      input
+	header  header
+	mail    Mail
+	room    [4]Recipient
+	out     writer
+	started int64  // microseconds
+	name    []byte // the domain, once it is known
+	buf     [28 << 10]byte
+}
+
+// The parts of call.buf, in this order; the message as it is read has the rest.
+const (
+	bufDomain  = 256     // name
+	bufScratch = 4 << 10 // the time zone: the longest of today's has 3.6 KB
+	bufFrame   = 8 << 10 // the frame as it is written
+	bufInput   = bufDomain + bufScratch + bufFrame
+)
 
 // message reads one message from stdin and submits it.
 func message(e *Env, o *Options, node *Node) error {
-	m := &Mail{Owner: !o.HasSender, Sender: o.Sender, Ret: o.Ret, EnvID: o.EnvID, Body: o.Body, Proto: o.Proto}
+	c := &call{env: e, opt: o, node: node}
+	m := &c.mail
+	*m = Mail{Owner: !o.HasSender, Sender: o.Sender, Ret: o.Ret, EnvID: o.EnvID, Body: o.Body, Proto: o.Proto}
 	var err error
-	if m.Recipients, err = argRecipients(o); err != nil {
+	if m.Recipients, err = argRecipients(c.room[:0], o); err != nil {
 		return err
 	}
 	if len(m.Recipients) == 0 && !o.Extract {
 		return &Fault{Code: ExUsage, Text: "no recipients", Hint: "name them as arguments, or use -t to read them from the header"}
 	}
-	in := &input{fd: e.Stdin, dots: !o.IgnoreDots}
+	in := &c.in
+	*in = input{fd: e.Stdin, dots: !o.IgnoreDots, buf: c.buf[bufInput:]}
 	if o.Mode == ModeRmail {
-		for i := range m.Recipients {
-			m.Recipients[i].Addr = Unbang(m.Recipients[i].Addr)
-		}
-		from, found, err := readFrom(in)
-		if err != nil {
+		if err := c.uucp(); err != nil {
 			return err
 		}
-		if found && !o.HasSender {
-			if from != "" {
-				if err := CheckAddr(from); err != nil {
-					return err
-				}
-			}
-			m.Owner, m.Sender = false, from
-		}
 	}
-	h, err := readHeader(in)
-	if err != nil {
+	h := &c.header
+	if err := h.read(in); err != nil {
 		return err
 	}
 	if o.Extract {
-		list, err := h.recipients()
-		if err != nil {
+		if m.Recipients, err = h.recipients(m.Recipients); err != nil {
 			return err
-		}
-		for _, a := range list {
-			m.Recipients = append(m.Recipients, Recipient{Addr: a})
 		}
 	}
 	m.Recipients = unique(m.Recipients)
@@ -146,9 +170,15 @@ func message(e *Env, o *Options, node *Node) error {
 	for i := range m.Recipients {
 		m.Recipients[i].Notify = o.Notify
 	}
-	w := newWriter(node, m)
+	w := &c.out
+	w.begin(node, m, c.buf[bufDomain+bufScratch:bufInput:bufInput])
 	defer w.abort()
-	if err := h.write(w, newRepair(e, o, node)); err != nil {
+	var source origin
+	if !o.Gateway {
+		c.started = now()
+		source = c
+	}
+	if err := h.write(w, source); err != nil {
 		return err
 	}
 	if h.hasRest {
@@ -156,11 +186,29 @@ func message(e *Env, o *Options, node *Node) error {
 			return err
 		}
 	}
+	in.keep = false
 	if err := in.body(w, false); err != nil {
 		return err
 	}
 	_, err = w.finish()
 	return err
+}
+
+// uucp reads the sender from the lines that uux puts in front, and turns paths into addresses.
+func (c *call) uucp() error {
+	m := &c.mail
+	for i := range m.Recipients {
+		m.Recipients[i].Addr = Unbang(m.Recipients[i].Addr)
+	}
+	from, found, err := readFrom(&c.in)
+	if err != nil || !found || c.opt.HasSender {
+		return err
+	}
+	m.Owner, m.Sender = false, from
+	if from == "" {
+		return nil
+	}
+	return CheckAddr(from)
 }
 
 // unique drops recipients that are named twice; domains are compared without case.
@@ -172,8 +220,10 @@ func unique(list []Recipient) []Recipient {
 	out := list[:0]
 	for _, r := range list {
 		key := []byte(r.Addr)
-		for i := max(domainOf(r.Addr), 0); i < len(key) && domainOf(r.Addr) >= 0; i++ {
-			key[i] = lower(key[i])
+		if at := domainOf(r.Addr); at >= 0 {
+			for i := at; i < len(key); i++ {
+				key[i] = lower(key[i])
+			}
 		}
 		if !seen[string(key)] {
 			seen[string(key)] = true
@@ -183,48 +233,43 @@ func unique(list []Recipient) []Recipient {
 	return out
 }
 
-// newRepair prepares the values for missing header fields; each is made only when needed.
-func newRepair(e *Env, o *Options, node *Node) *repair {
-	domain := ""
-	r := &repair{gateway: o.Gateway}
-	r.domain = func() string {
-		if domain == "" {
-			domain = node.Domain()
-		}
-		return domain
+// domain, date, messageID and from make call an origin.
+func (c *call) domain(b []byte) []byte {
+	if c.name == nil {
+		c.name = c.node.appendDomain(c.buf[:0:bufDomain])
 	}
-	at := now()
-	r.date = func() string { return rfc5322(at/1e6, localOffset(at/1e6, e.Getenv)) }
-	r.id = func() string { return "<" + messageID(at) + "@" + r.domain() + ">" }
-	r.from = func() string { return from(e, o, r.domain) }
-	return r
+	return append(b, c.name...)
 }
 
-// messageID is the left side of a Message-Id: time and chance.
-func messageID(at int64) string {
-	var b [16]byte
-	for i := 0; i < 8; i++ {
-		b[i] = byte(at >> (56 - 8*i))
-	}
-	if random(b[8:]) != nil {
-		// No random device in a chroot: the process makes up for it within one microsecond.
-		for i, pid := 8, syscall.Getpid(); i < 16; i++ {
-			b[i], pid = byte(pid), pid>>8
-		}
-	}
-	return base32(b[2:])
+func (c *call) date(b []byte) []byte {
+	sec := c.started / 1e6
+	return appendDate(b, sec, localOffset(sec, c.env.Getenv, c.buf[bufDomain:bufDomain+bufScratch]))
 }
 
-// from is the value of a missing From field: -F, $NAME or the gecos entry, and the sender.
-func from(e *Env, o *Options, domain func() string) string {
-	user := lookupUser(syscall.Getuid())
-	addr := o.Sender
-	if addr == "" && o.HasSender {
+// messageID is time and chance.
+func (c *call) messageID(b []byte) []byte {
+	var id [14]byte
+	for i, v := 6, c.started; i >= 0; i, v = i-1, v>>8 {
+		id[i] = byte(v)
+	}
+	for i, v := 7, rand.Uint64(); i < len(id); i, v = i+1, v>>8 {
+		id[i] = byte(v)
+	}
+	b = appendBase32(append(b, '<'), id[:])
+	return append(c.domain(append(b, '@')), '>')
+}
+
+// from is -F, $NAME or the gecos entry, and the sender.
+func (c *call) from(b []byte) []byte {
+	uid := syscall.Getuid()
+	user := lookupUser(uid)
+	addr := c.opt.Sender
+	if addr == "" && c.opt.HasSender {
 		addr = "MAILER-DAEMON"
 	}
 	for _, key := range [...]string{"LOGNAME", "USER"} {
 		if addr == "" && user.name == "" {
-			if v, _ := e.Getenv(key); v != "" && CheckAddr(v) == nil {
+			if v, _ := c.env.Getenv(key); v != "" && CheckAddr(v) == nil {
 				addr = v
 			}
 		}
@@ -233,22 +278,27 @@ func from(e *Env, o *Options, domain func() string) string {
 		addr = user.name
 	}
 	if addr == "" {
-		addr = "uid" + itoa(syscall.Getuid())
+		addr = "uid" + itoa(uid)
 	}
-	if domainOf(addr) < 0 {
-		addr += "@" + domain()
-	}
-	name := o.FullName
+	name := c.opt.FullName
 	if name == "" {
-		name, _ = e.Getenv("NAME")
+		name, _ = c.env.Getenv("NAME")
 	}
-	if name == "" && !o.HasSender {
+	if name == "" && !c.opt.HasSender {
 		name = user.fullName()
 	}
-	if name = phrase(name); name == "" {
-		return addr
+	name = phrase(name)
+	if name != "" {
+		b = append(append(b, name...), " <"...)
 	}
-	return name + " <" + addr + ">"
+	b = append(b, addr...)
+	if domainOf(addr) < 0 {
+		b = c.domain(append(b, '@'))
+	}
+	if name != "" {
+		b = append(b, '>')
+	}
+	return b
 }
 
 // phrase makes a display name safe: quoted when it is not plain words, without controls.

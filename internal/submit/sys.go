@@ -58,8 +58,18 @@ func fsync(fd int) error {
 	}
 }
 
-// readFile reads up to limit bytes of a file.
-func readFile(path string, limit int) ([]byte, error) {
+// readFile reads the beginning of a file into b, as far as both go.
+func readFile(path string, b []byte) (int, error) {
+	fd, err := openFD(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer syscall.Close(fd)
+	return readFD(fd, b)
+}
+
+// readAll reads a file of up to limit bytes.
+func readAll(path string, limit int) ([]byte, error) {
 	fd, err := openFD(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -98,10 +108,9 @@ func random(b []byte) error {
 	return nil
 }
 
-// base32 is the lower-case alphabet that survives every file system (RFC 4648, no padding).
-func base32(b []byte) string {
+// appendBase32 writes b in the lower-case alphabet that survives every file system (RFC 4648, no padding).
+func appendBase32(out, b []byte) []byte {
 	const alphabet = "abcdefghijklmnopqrstuvwxyz234567"
-	var out []byte
 	var acc uint
 	bits := 0
 	for _, c := range b {
@@ -114,5 +123,5 @@ func base32(b []byte) string {
 	if bits > 0 {
 		out = append(out, alphabet[acc<<(5-bits)&31])
 	}
-	return string(out)
+	return out
 }

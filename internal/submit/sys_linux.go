@@ -73,3 +73,7 @@ func syncfs(fd int) error {
 		}
 	}
 }
+
+func newSocket() (int, error) {
+	return syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+}

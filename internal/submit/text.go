@@ -1,5 +1,7 @@
 package submit
 
+import "unsafe"
+
 // Small text helpers: package strings would pull in the Unicode tables.
 
 func indexByte(b []byte, c byte) int {
@@ -10,6 +12,9 @@ func indexByte(b []byte, c byte) int {
 	}
 	return -1
 }
+
+// view is b as a string without a copy: it is good while b does not change.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func cut(s string, c byte) (before, after string, found bool) {
 	for i := 0; i < len(s); i++ {
@@ -136,6 +141,8 @@ func atoi(s string) (int64, bool) {
 }
 
 // show quotes what a user typed for an error message: controls become "?", long text is cut.
+//
+//go:noinline
 func show(s string) string {
 	b := []byte{'"'}
 	for i := 0; i < len(s); i++ {

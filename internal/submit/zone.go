@@ -4,11 +4,11 @@ package submit
 // slower start for every mail.
 
 // localOffset is how many seconds the local zone is east of Greenwich at a time: by $TZ, else /etc/localtime. What
-// cannot be read counts as UTC.
-func localOffset(unix int64, getenv func(string) (string, bool)) int {
+// cannot be read counts as UTC. room is scratch memory.
+func localOffset(unix int64, getenv func(string) (string, bool), room []byte) int {
 	tz, set := getenv("TZ")
 	if !set {
-		return fileOffset("/etc/localtime", unix)
+		return fileOffset("/etc/localtime", unix, room)
 	}
 	if hasPrefix(tz, ":") {
 		tz = tz[1:]
@@ -17,16 +17,23 @@ func localOffset(unix int64, getenv func(string) (string, bool)) int {
 		return 0
 	}
 	if tz[0] == '/' {
-		return fileOffset(tz, unix)
+		return fileOffset(tz, unix, room)
 	}
 	if off, ok := ruleOffset(tz, unix); ok {
 		return off
 	}
-	return fileOffset("/usr/share/zoneinfo/"+tz, unix)
+	return fileOffset("/usr/share/zoneinfo/"+tz, unix, room)
 }
 
-func fileOffset(path string, unix int64) int {
-	b, err := readFile(path, 1<<20)
+func fileOffset(path string, unix int64, room []byte) int {
+	n, err := readFile(path, room)
+	if err != nil {
+		return 0
+	}
+	if n < len(room) {
+		return tzifOffset(room[:n], unix)
+	}
+	b, err := readAll(path, 1<<20)
 	if err != nil {
 		return 0
 	}
