@@ -72,8 +72,8 @@ func (s *session) command(l string) (quit bool, f *Fault) {
 	return false, nil
 }
 
-// path splits "FROM:<path> PARAMS" behind MAIL and RCPT; the address keeps its quotes.
-func path(rest, word string) (addr, params string, f *Fault) {
+// smtpPath splits "FROM:<path> PARAMS" behind MAIL and RCPT; the address keeps its quotes.
+func smtpPath(rest, word string) (addr, params string, f *Fault) {
 	bad := fault(ExDataErr, "cannot read "+show(rest))
 	if !hasPrefixFold(rest, word) {
 		return "", "", bad
@@ -107,7 +107,7 @@ func (s *session) from(rest string) *Fault {
 	if s.mail != nil {
 		return fault(ExDataErr, "MAIL inside of a transaction")
 	}
-	addr, params, f := path(rest, "FROM:")
+	addr, params, f := smtpPath(rest, "FROM:")
 	if f != nil {
 		return f
 	}
@@ -196,7 +196,7 @@ func (s *session) to(rest string) *Fault {
 	if s.mail == nil {
 		return fault(ExDataErr, "RCPT before MAIL")
 	}
-	addr, params, f := path(rest, "TO:")
+	addr, params, f := smtpPath(rest, "TO:")
 	if f != nil {
 		return f
 	}

@@ -262,10 +262,7 @@ func answered(f *Fault) *Fault {
 func (s *socket) sendFile(f *dropFile) (whole bool, err error) {
 	b := make([]byte, 64<<10)
 	for at := int64(0); at < f.size; {
-		n, err := syscall.Pread(f.fd, b, at)
-		if err == syscall.EINTR {
-			continue
-		}
+		n, err := f.disk.read(f.fd, b, at)
 		if err != nil || n == 0 {
 			return false, fault(ExIOErr, "reading back "+f.tmp)
 		}

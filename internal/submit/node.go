@@ -6,6 +6,7 @@ import "syscall"
 type Node struct {
 	Socket   string // the submission socket of the daemon
 	Maildrop string // the folder that the daemon empties
+	disk     disk   // nil is the kernel's
 }
 
 // FindNode decides which node is meant: home when given, else $MOCHILA_HOME, else the machine's when /etc/mochila
