@@ -87,11 +87,16 @@ func (t *KV) Delete(key []byte) error {
 // Each calls fn with every key from prefix on that has it, in order, until fn fails; fn may change the table. Key and
 // value are copies.
 func (t *KV) Each(prefix []byte, fn func(key, value []byte) error) error {
+	return t.EachFrom(prefix, prefix, fn)
+}
+
+// EachFrom is Each that begins at the key from.
+func (t *KV) EachFrom(prefix, from []byte, fn func(key, value []byte) error) error {
 	if t.b == nil {
 		return nil
 	}
 	c := t.b.Cursor()
-	k, v := c.Seek(prefix)
+	k, v := c.Seek(from)
 	for k != nil && len(k) >= len(prefix) && string(k[:len(prefix)]) == string(prefix) {
 		key := append([]byte{}, k...)
 		if v != nil { // nil: a nested bucket, which is none of ours
