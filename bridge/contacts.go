@@ -16,6 +16,10 @@ import (
 // rescan is how often a folder is looked at without any hint: file system events do not cross mounts and hosts.
 const rescan = 10 * time.Second
 
+// idlePause is how long a contact that moved nothing is not made again: whatever made it start would start it again
+// at once. Contacts that could not take what was due wait longer.
+const idlePause = time.Second
+
 // contactState is what the scheduler knows of one contact. Its fields belong to the bridge's mutex.
 type contactState struct {
 	contact *Contact
@@ -26,6 +30,7 @@ type contactState struct {
 	ok      time.Time // when the last good one ended
 	err     string
 	poked   bool // the carrier says that something is there
+	absent  bool // the folder was not there at the last look
 	stats   transport.Stats
 	unwatch context.CancelFunc
 	link    transport.Link
@@ -183,6 +188,9 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 				}
 				b.mu.Lock()
 				s.poked = true
+				if s.absent {
+					s.next = time.Time{} // perhaps it has just been plugged in
+				}
 				b.mu.Unlock()
 				b.kickContacts()
 			}
@@ -262,26 +270,35 @@ func (b *Bridge) link(c *Contact) (transport.Link, error) {
 func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
 	l, err := b.link(c)
 	var st transport.Stats
-	envelopes := 0
+	envelopes, stuck := 0, false
 	if err == nil {
 		d := b.openDesk(c)
 		st, err = l.Run(ctx, d)
-		envelopes = d.envelopes
-		d.close()
+		envelopes, stuck = d.close()
 	}
 	now := b.now()
 	limits := b.Policy().Limits
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.state(c)
-	s.running, s.last, s.stats = false, now, st
+	s.running, s.last, s.stats, s.absent = false, now, st, false
 	switch {
 	case err == nil:
 		s.ok, s.err, s.backoff, s.next = now, "", 0, time.Time{}
-		b.heard[c.Node] = now
+		if isLive(c.URL) || st.PacketsIn > 0 {
+			b.heard[c.Node] = now
+		}
+		switch {
+		case stuck && isLive(c.URL):
+			s.next = now.Add(limits.RetryMin)
+		case stuck:
+			s.next = now.Add(rescan)
+		case st.PacketsIn+st.PacketsOut == 0:
+			s.next = now.Add(idlePause)
+		}
 	case ctx.Err() != nil:
 	case errors.Is(err, transport.ErrAbsent) && !isLive(c.URL):
-		s.err = err.Error()
+		s.err, s.absent, s.next = err.Error(), true, now.Add(rescan)
 	default:
 		if s.err != err.Error() {
 			b.log.Warn("contact failed", "node", c.NodeName, "carrier", publicURL(c.URL), "err", esc(err.Error()))

@@ -77,8 +77,9 @@ func publicURL(s string) string {
 	return u.String()
 }
 
-// close ends the contact and gives back what was leased and not sent.
-func (d *desk) close() {
+// close ends the contact and gives back what was leased and not sent. It tells how many envelopes the carrier took,
+// and whether something that is due could not leave: too big, over the budget, impossible to seal, or not taken.
+func (d *desk) close() (envelopes int, stuck bool) {
 	d.b.mu.Lock()
 	delete(d.b.desks, d)
 	d.b.mu.Unlock()
@@ -88,9 +89,14 @@ func (d *desk) close() {
 	if d.timer != nil {
 		d.timer.Stop()
 	}
+	stuck = len(d.aside) > 0 || len(d.sent) > 0 || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
 	d.b.spool.Release(d.aside...)
 	d.aside = nil
+	return d.envelopes, stuck
 }
+
+// Close ends the contact of a neighbour that called (transport.Closer).
+func (d *desk) Close() { d.close() }
 
 // kick says that Next may have something new.
 func (d *desk) kick() {

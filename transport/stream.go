@@ -115,6 +115,9 @@ func Answer(ctx context.Context, s Stream, r Reception, o StreamOptions) (Stats,
 	if err != nil {
 		return c.snapshot(), fmt.Errorf("caller not admitted: %w", err)
 	}
+	if x, ok := st.(Closer); ok {
+		defer x.Close()
+	}
 	c.st = st
 	greeting, err := st.Greeting(ctx)
 	if err != nil {

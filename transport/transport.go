@@ -78,6 +78,12 @@ type Presence interface {
 	Present(own []Entry)
 }
 
+// Closer is a Station that wants to know when the contact it was admitted for is over.
+type Closer interface {
+	// Close is called once, after the last call of any other method.
+	Close()
+}
+
 // Greeter is a Station that has something to say first on a live stream: an authenticated greeting of at most
 // MaxGreeting bytes, after which the neighbour knows whose packets it may hand over.
 type Greeter interface {
