@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -172,6 +173,25 @@ func TestDaemonThatHangsUp(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("before the first byte", func(t *testing.T) {
+		// A listener with connections that nobody accepted.
+		n := newNode(t)
+		path := filepath.Join(n.home, "run/submit.sock")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := n.command("sendmail", "b@c.x")
+		cmd.Stdin = strings.NewReader(headed)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, func() bool { return pending(t, path) })
+		l.Close()
+		if err := cmd.Wait(); err != nil || len(n.collect(t)) != 1 {
+			t.Errorf("%v", err)
+		}
+	})
 	t.Run("after the last byte", func(t *testing.T) {
 		n := newNode(t)
 		serve(t, n, func(c net.Conn) {
@@ -195,6 +215,27 @@ func TestDaemonThatHangsUp(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+}
+
+// waitFor looks until a process outside has got so far.
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for !ok() {
+		if t.Context().Err() != nil {
+			t.Fatal("it never came")
+		}
+		runtime.Gosched()
+	}
+}
+
+// pending reports whether somebody is connected, or waits to be, at a socket path: the kernel lists both ends.
+func pending(t *testing.T, path string) bool {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), path+"\n") > 1
 }
 
 func TestRefusedByTheDaemon(t *testing.T) {

@@ -217,6 +217,10 @@ func (s *socket) submit(buf []byte, file *dropFile) (id string, taken bool, err 
 		return text, true, nil
 	case err == nil && f.Code == Busy, err != nil && !whole:
 		return "", false, nil
+	case err == syscall.ECONNRESET:
+		// The other end was closed with bytes unread (Linux, unix(7)): a listener that went away, or a daemon that
+		// died before it had the whole frame. It cannot have committed.
+		return "", false, nil
 	case err == nil:
 		return "", true, f
 	}

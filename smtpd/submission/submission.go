@@ -318,6 +318,10 @@ func (s *Server) fault(uid int64, err error) (code uint8, text string) {
 	switch {
 	case errors.As(err, &st):
 		return exitOf(st), st.Text
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.Canceled):
+		// The client is too slow for this connection, or the daemon stops: nothing is committed.
+		s.opt.Log.Info("submission: broken off", "uid", uid, "err", err)
+		return submit.Busy, "broken off"
 	case errors.Is(err, frame.ErrTooBig):
 		return submit.ExDataErr, err.Error()
 	case errors.Is(err, frame.ErrFormat):

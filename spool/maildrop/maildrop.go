@@ -217,6 +217,9 @@ func (d *Dir) junk(name, why string) {
 	if d.odd[name] {
 		return
 	}
+	if len(d.odd) > 1000 {
+		clear(d.odd) // better to report again than to remember without end
+	}
 	if err := os.Remove(filepath.Join(d.path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.odd[name] = true
 		d.opt.Log.Warn("maildrop: cannot remove", "name", name, "why", why, "err", err)
