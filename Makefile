@@ -33,8 +33,10 @@ fuzz:
 soak:
 	MOCHILA_SOAK=1 $(GO) test -count=1 -timeout $(SOAKTIME) ./...
 
+# Against Postfix and NNCP where they are installed, on the disk of the temporary folder; as root, for Postfix.
+# BENCHFLAGS=-quick tries whether it works, BENCHFLAGS='-tmp /srv' takes another disk.
 bench: build
-	bench/run
+	$(GO) run ./contrib/bench $(BENCHFLAGS)
 
 demo: build
 	contrib/demo/demo.sh
