@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -323,6 +324,23 @@ func (p *Postfix) Sendmail(args ...string) *exec.Cmd {
 	return exec.Command(tool("sendmail"), append([]string{"-C", p.path("conf")}, args...)...)
 }
 
+// GroupFolder makes a folder below its queue_directory in which new files, and sockets, belong to Postfix's group.
+func (p *Postfix) GroupFolder(name string) string {
+	p.t.Helper()
+	dir := filepath.Join(p.path("queue"), name)
+	err := os.Mkdir(dir, 0o750)
+	if err == nil {
+		err = os.Chown(dir, -1, p.user("postfix").gid)
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o750|fs.ModeSetgid)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return dir
+}
+
 // Flush makes it try everything in its queue now.
 func (p *Postfix) Flush() {
 	p.t.Helper()
@@ -383,6 +401,22 @@ func (p *Postfix) WaitMails(addr string, n int) [][]byte {
 	return mails
 }
 
+// WaitMail waits until a mailbox has a mail with the text in it, and returns that.
+func (p *Postfix) WaitMail(addr, text string) string {
+	p.t.Helper()
+	found := ""
+	p.await(fmt.Sprintf("a mail with %q for %s", text, addr), func() bool {
+		for _, m := range p.Mails(addr) {
+			if bytes.Contains(m, []byte(text)) {
+				found = string(m)
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
 // WaitLog waits until the log has a line with all the words.
 func (p *Postfix) WaitLog(words ...string) string {
 	p.t.Helper()
@@ -403,6 +437,12 @@ func (p *Postfix) WaitLog(words ...string) string {
 // await polls until done, or fails the test when its patience ends.
 func (p *Postfix) await(what string, done func() bool) {
 	p.t.Helper()
+	Await(p.t, what, done, p.Log)
+}
+
+// Await polls until done, or fails the test when the patience of this package ends; then it prints the logs.
+func Await(t testing.TB, what string, done func() bool, logs ...func() string) {
+	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -410,7 +450,17 @@ func (p *Postfix) await(what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			p.t.Fatalf("waited %v in vain for %s\n%s", patience, what, p.Log())
+			var b strings.Builder
+			for _, log := range logs {
+				b.WriteString("\n" + log())
+			}
+			t.Fatalf("waited %v in vain for %s%s", patience, what, b.String())
 		}
 	}
+}
+
+// FreePort returns a loopback address HOST:PORT that nobody listened on a moment ago.
+func FreePort(t testing.TB) string {
+	t.Helper()
+	return freePort(t)
 }
