@@ -56,8 +56,8 @@ func (d *desk) receipts() (*transport.Packet, error) {
 	}
 	b.mu.Unlock()
 	for n := range peers {
-		if !d.serves(n) {
-			continue
+		if !d.serves(n) || n == d.node && len(d.hello) > 0 {
+			continue // the greeting says it; if it is lost, the next contact does
 		}
 		if wait := receiptPause - b.now().Sub(d.owing); d.live && wait > 0 {
 			if d.timer == nil {
@@ -98,6 +98,23 @@ func (d *desk) receipts() (*transport.Packet, error) {
 		return p, nil
 	}
 	return nil, nil
+}
+
+// receiptsIn adds how many numbers the receipts of a recipe cover, per session.
+func receiptsIn(recipe []byte, count map[[8]byte]uint64) {
+	d := envelope.Dec{B: recipe}
+	for d.Next() {
+		if d.Tag != recipeRecord {
+			continue
+		}
+		v := d.List()
+		if len(v) < 2 || envelope.RecordType(v[0]) != envelope.RecordHeld {
+			continue
+		}
+		if h, err := envelope.ParseHeld(v[1:]); err == nil {
+			count[h.Session] = max(count[h.Session], h.Ranges.Count())
+		}
+	}
 }
 
 // settled forgets that a peer waits for receipts that cannot be sent now; the next duplicate makes them due again.

@@ -36,7 +36,8 @@ type desk struct {
 	owing     time.Time // when the last packet of mere receipts left
 	timer     *time.Timer
 	sent      map[transport.ID][]*spool.Item
-	present   map[transport.ID]bool
+	repeats   []repeat           // receipts to give again, unless the folder holds them still
+	hello     map[[8]byte]uint64 // receipts in the greeting, until the neighbour is known to have read it
 	greeted   bool
 	closed    bool
 	envelopes int
@@ -410,6 +411,7 @@ func (d *desk) Finished(id transport.ID) bool {
 const finishedPackets = "finished"
 
 // Present tells which own packets still lie on a folder: those that are missing and not acknowledged are written again.
+// So are receipts for packets of the neighbour that still lie there, unless they lie there too, unread.
 func (d *desk) Present(own []transport.Entry) {
 	have := map[[32]byte]int64{}
 	for _, e := range own {
@@ -417,18 +419,37 @@ func (d *desk) Present(own []transport.Entry) {
 			have[id] = e.Size
 		}
 	}
+	d.mu.Lock()
+	repeats := d.repeats
+	d.repeats = nil
+	d.mu.Unlock()
+	lies := map[[8]byte]uint64{}
 	d.plan(func(s *spool.Sent) bool {
-		size, ok := have[s.Packet]
-		return s.Carrier == d.carrier && (!ok || size != s.Size)
+		if s.Carrier != d.carrier {
+			return false
+		}
+		if size, ok := have[s.Packet]; !ok || size != s.Size {
+			return true
+		}
+		if len(repeats) > 0 {
+			receiptsIn(s.Recipe, lies)
+		}
+		return false
 	})
+	for _, r := range repeats {
+		if lies[r.ses.keys.ID] < r.count {
+			d.b.ses.oweAgain(r.ses, r.count)
+		}
+	}
 }
 
-// plan chooses what of the unacknowledged goes again in this contact.
+// plan chooses what of the unacknowledged goes again in this contact: want is asked about every packet that was
+// handed to the neighbour. Mere receipts are not sent again: they are made anew when they are missed.
 func (d *desk) plan(want func(*spool.Sent) bool) {
 	var list []*spool.Sent
 	err := d.b.spool.View(func(tx *spool.Tx) error {
 		return tx.EachSent(func(s *spool.Sent) error {
-			if s.Next == d.node && s.Packet != ([32]byte{}) && s.Kind != sentControl && s.At.Before(d.began) && want(s) {
+			if s.Next == d.node && s.Packet != ([32]byte{}) && s.At.Before(d.began) && want(s) && s.Kind != sentControl {
 				list = append(list, s)
 			}
 			return nil
@@ -456,21 +477,33 @@ func (d *desk) Known(head []byte, _ int64) bool {
 		return d.b.refusedBefore(head)
 	}
 	dup, err := d.b.duplicate(ses, seq, h.Salt)
-	if err != nil || !dup {
+	if err != nil || !dup.known {
 		return false
 	}
-	d.repeat(ses)
+	d.repeat(ses, dup)
 	return true
 }
 
-// repeat makes the receipt of a session due again, once per contact.
-func (d *desk) repeat(ses *session) {
+// repeat is a receipt that the neighbour seems not to have.
+type repeat struct {
+	ses   *session
+	count uint64
+}
+
+// repeat makes the receipt of a session due again, once per contact. On a folder it is decided in Present.
+func (d *desk) repeat(ses *session, dup taken) {
+	if dup.quiet {
+		return
+	}
 	d.mu.Lock()
 	first := !d.told[ses.keys.ID]
 	d.told[ses.keys.ID] = true
+	if first && !d.live {
+		d.repeats = append(d.repeats, repeat{ses, dup.count})
+	}
 	d.mu.Unlock()
-	if first {
-		d.b.owe(ses)
+	if first && d.live {
+		d.b.ses.oweAgain(ses, dup.count)
 		d.kick()
 	}
 }
@@ -485,6 +518,7 @@ func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 		d.mu.Unlock()
 	}
 	if err == nil {
+		d.answered()
 		d.b.met(d.node)
 		d.kick()
 	}
@@ -502,11 +536,29 @@ func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.held = held
 	if _, err := d.b.commit(x, d.carrier, d.overdue); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	d.hello = held // whether the neighbour is there at all is not known yet
+	d.mu.Unlock()
 	return readPacket(x.packet)
+}
+
+// answered says that the neighbour has read the greeting of this side: the receipts in it have arrived.
+func (d *desk) answered() {
+	d.mu.Lock()
+	held := d.hello
+	d.hello = nil
+	d.mu.Unlock()
+	if len(held) == 0 {
+		return
+	}
+	if err := d.b.spool.ApplySoon(func(tx *spool.Tx) error { return paid(tx, held) }); err != nil {
+		d.b.log.Error("note the receipts of a greeting", "err", err)
+		return
+	}
+	d.b.ses.committed(held)
 }
 
 // Greeted takes the neighbour's greeting (transport.Greeter): what it acknowledges need not be sent again, the rest goes.
@@ -518,6 +570,7 @@ func (d *desk) Greeted(ctx context.Context, packet []byte) error {
 	if in.peer != d.node {
 		return fmt.Errorf("%w: %s answered, not %s", transport.ErrRefused, d.b.Policy().nodeName(in.peer), d.b.Policy().nodeName(d.node))
 	}
+	d.answered()
 	d.welcome()
 	return nil
 }

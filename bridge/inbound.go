@@ -232,14 +232,21 @@ func (b *Bridge) takePending(node envelope.NodeID) []record {
 	return r
 }
 
-// owe makes a receipt for a session due.
-func (s *sessions) owe(x *session) {
+// owe makes a receipt due for the first n numbers that came under a session, unless it has left already.
+func (s *sessions) owe(x *session, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	x.owed++
+	if n > x.told {
+		x.owed = max(x.owed, n)
+	}
 }
 
-func (b *Bridge) owe(x *session) { b.ses.owe(x) }
+// oweAgain makes a receipt due that may have left before: the peer does not seem to have it.
+func (s *sessions) oweAgain(x *session, n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.owed = max(x.owed, n, 1)
+}
 
 // owing returns the sessions of a peer that owe a receipt.
 func (s *sessions) owing(peer envelope.NodeID) (out []*session) {

@@ -423,37 +423,45 @@ func (b *Bridge) commit(x *sealed, carrier string, overdue func(item *spool.Item
 				return err
 			}
 		}
-		for id, n := range x.held {
-			rec, err := tx.Session(id)
-			if err != nil {
-				return err
-			}
-			if rec.OweHeld && rec.Recv.Count() == n {
-				rec.OweHeld = false
-				if err := tx.PutSession(rec); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+		return paid(tx, x.held)
 	})
 	if err != nil {
 		return nil, err
 	}
-	b.ses.committed(x)
+	b.ses.committed(x.held)
 	return items, nil
 }
 
-// committed notes in memory what commit stored.
-func (s *sessions) committed(x *sealed) {
+// paid stores that receipts have left, unless more has come meanwhile.
+func paid(tx *spool.Tx, held map[[8]byte]uint64) error {
+	for id, n := range held {
+		rec, err := tx.Session(id)
+		if errors.Is(err, spool.ErrNotFound) {
+			continue // erased meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if rec.OweHeld && rec.Recv.Count() == n {
+			rec.OweHeld = false
+			if err := tx.PutSession(rec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// committed notes that receipts have left: the numbers they cover, per session.
+func (s *sessions) committed(held map[[8]byte]uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, u := range x.used {
-		u.saved = true
-	}
 	for _, u := range s.all {
-		if n, ok := x.held[u.keys.ID]; ok && u.owed <= n {
-			u.owed = 0
+		if n, ok := held[u.keys.ID]; ok {
+			u.told = max(u.told, n)
+			if u.owed <= n {
+				u.owed = 0
+			}
 		}
 	}
 }

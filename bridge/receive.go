@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -32,6 +33,8 @@ type mark struct {
 	seq  uint64
 	salt [16]byte
 	owe  bool // the peer waits for a receipt
+
+	count uint64 // numbers that came under the session, this one included; known after the commit
 }
 
 // incoming takes in one packet: verify all of it, then enter what it holds in one transaction, and nothing before.
@@ -178,7 +181,7 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 	if err != nil {
 		return err
 	}
-	if dup {
+	if dup.known {
 		if _, err := io.Copy(io.Discard, r); err != nil {
 			return err
 		}
@@ -189,9 +192,9 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 			return bad(envelope.ReasonUnopenable, errors.New("this greeting was used before"))
 		}
 		if in.desk != nil {
-			in.desk.repeat(ses)
-		} else {
-			b.owe(ses)
+			in.desk.repeat(ses, dup)
+		} else if !dup.quiet {
+			b.ses.oweAgain(ses, dup.count)
 		}
 		return in.enterMarks(ctx)
 	}
@@ -487,8 +490,8 @@ func (in *incoming) enterMarks(context.Context) error {
 	}
 	err := apply(func(tx *spool.Tx) error {
 		logs, entered, rolled = logs[:0], entered[:0], false
-		for _, m := range in.marks {
-			if err := b.enterMark(tx, m, now); err != nil {
+		for i := range in.marks {
+			if err := in.enterMark(tx, &in.marks[i], now); err != nil {
 				return err
 			}
 		}
@@ -565,7 +568,7 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 	for _, m := range in.marks {
 		b.ses.confirm(m.ses, now)
 		if m.owe {
-			b.ses.owe(m.ses)
+			b.ses.owe(m.ses, m.count)
 		}
 	}
 	b.kickContacts()
@@ -588,16 +591,24 @@ func (in *incoming) discard() {
 }
 
 // enterMark puts one number into its session's replay set.
-func (b *Bridge) enterMark(tx *spool.Tx, m mark, now time.Time) error {
+func (in *incoming) enterMark(tx *spool.Tx, m *mark, now time.Time) error {
+	b := in.b
 	rec, err := b.record(tx, m.ses)
 	if err != nil {
 		return err
 	}
+	m.count = rec.Recv.Count()
 	if old, known := tx.Salt(rec.ID, m.seq); rec.Recv.Contains(m.seq) && known && old == m.salt {
 		return nil // the same packet, by another way at the same moment
 	}
 	if !rec.Recv.Contains(m.seq) && !rec.Recv.Add(m.seq, seal.ItemCheck(m.seq, m.salt)) {
 		return bad(envelope.ReasonWindow, fmt.Errorf("more than %d gaps in the numbers of the session", envelope.MaxRanges))
+	}
+	m.count = rec.Recv.Count()
+	if lies := in.desk == nil || !in.desk.live; lies && !m.owe && !in.greeting {
+		if err := tx.KV(quietItems).Put(quietKey(rec.ID, m.seq), timeBytes(now)); err != nil {
+			return err
+		}
 	}
 	rec.OweHeld = rec.OweHeld || m.owe
 	rec.Heard = now
@@ -610,11 +621,25 @@ func (b *Bridge) enterMark(tx *spool.Tx, m mark, now time.Time) error {
 	return tx.PutSession(rec)
 }
 
+// quietItems remembers the items of which nobody waits for a receipt and which may lie on a folder for long: seen
+// again there, they call for none either, else two nodes would answer each other's receipts for ever.
+const quietItems = "quiet"
+
+func quietKey(session [8]byte, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(append([]byte{}, session[:]...), seq)
+}
+
+// taken tells whether and how an item was taken before.
+type taken struct {
+	known bool
+	quiet bool   // nobody waits for its receipt
+	count uint64 // numbers that came under its session
+}
+
 // duplicate reports whether an item was taken before. A known number with another salt is not a replay but a sender
 // that was rolled back or cloned: its content decides.
-func (b *Bridge) duplicate(ses *session, seq uint64, salt [16]byte) (bool, error) {
-	var dup bool
-	err := b.spool.View(func(tx *spool.Tx) error {
+func (b *Bridge) duplicate(ses *session, seq uint64, salt [16]byte) (dup taken, err error) {
+	err = b.spool.View(func(tx *spool.Tx) error {
 		rec, err := tx.Session(ses.keys.ID)
 		if errors.Is(err, spool.ErrNotFound) {
 			return nil
@@ -626,7 +651,8 @@ func (b *Bridge) duplicate(ses *session, seq uint64, salt [16]byte) (bool, error
 			return nil
 		}
 		old, known := tx.Salt(rec.ID, seq)
-		dup = known && old == salt
+		dup = taken{known: known && old == salt, count: rec.Recv.Count()}
+		dup.quiet = dup.known && tx.KV(quietItems).Get(quietKey(rec.ID, seq)) != nil
 		return nil
 	})
 	return dup, err

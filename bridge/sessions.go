@@ -38,8 +38,8 @@ type session struct {
 	next  uint64 // next sequence number to seal under
 	born  time.Time
 	heard time.Time // last item opened under it
-	saved bool      // the spool has a record of it
-	owed  uint64    // numbers received when a receipt became due; 0 = none is due
+	owed  uint64    // how many numbers the receipt that is due must cover; 0 = none is due
+	told  uint64    // how many numbers the last receipt covered, in this process
 }
 
 // sessions holds every live session, most recently heard first.
@@ -60,10 +60,11 @@ func (s *sessions) load(b *Bridge) error {
 		for _, r := range recs {
 			k, err := seal.UnmarshalSession(b.keys, r.Secret)
 			if err != nil {
-				b.log.Error("a session cannot be read; its peer will be asked for a new one", "peer", r.Peer.String(), "err", err)
+				b.log.Error("a session cannot be read; its peer is asked for a new one", "peer", r.Peer.String(), "err", err)
+				b.askReset(r)
 				continue
 			}
-			s.all = append(s.all, &session{keys: k, peer: r.Peer, state: r.State, next: r.NextSeq, born: r.Created, heard: r.Heard, saved: true, owed: owedBy(r)})
+			s.all = append(s.all, &session{keys: k, peer: r.Peer, state: r.State, next: r.NextSeq, born: r.Created, heard: r.Heard, owed: owedBy(r)})
 		}
 		slices.SortFunc(s.all, func(a, b *session) int { return b.heard.Compare(a.heard) })
 		return nil
@@ -102,9 +103,12 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 	now := b.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if card.Revoked() {
+		return nil, 0, salt, seal.ErrRevoked
+	}
 	var best *session
 	for _, x := range s.all {
-		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife || x.next >= maxItems {
+		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife || x.next >= maxItems || b.stale(x.keys, card.Incarnation) {
 			continue
 		}
 		if best == nil || x.state > best.state || x.state == best.state && slices.Compare(x.keys.ID[:], best.keys.ID[:]) < 0 {
@@ -152,7 +156,10 @@ func (b *Bridge) record(tx *spool.Tx, x *session) (*spool.Session, error) {
 	if !errors.Is(err, spool.ErrNotFound) {
 		return nil, err
 	}
-	return &spool.Session{ID: x.keys.ID, Peer: x.peer, State: x.state, Secret: x.keys.Marshal(b.keys), Created: x.born,
+	b.ses.mu.Lock()
+	state := x.state
+	b.ses.mu.Unlock()
+	return &spool.Session{ID: x.keys.ID, Peer: x.peer, State: state, Secret: x.keys.Marshal(b.keys), Created: x.born,
 		PeerIncarnation: x.keys.PeerIncarnation, OwnIncarnation: x.keys.OwnIncarnation}, nil
 }
 
@@ -212,6 +219,9 @@ func (s *sessions) accept(b *Bridge, offer []byte) (*session, error) {
 	}
 	s.opened[who.ID] = append(day, now)
 	x := &session{keys: k, peer: who.ID, state: sesLive, born: now, heard: now}
+	if card, err := b.cardOf(who.ID); err == nil && card != nil && b.stale(k, card.Incarnation) {
+		x.state = sesDraining // what comes is taken; answers go under a session of the present lives
+	}
 	s.all = append([]*session{x}, s.all...)
 	return x, nil
 }
@@ -228,27 +238,28 @@ var (
 	errTooMany   = errors.New("too many sessions of this peer")
 )
 
-// drain stops sealing under a peer's sessions; all of them when peer is zero.
-func (s *sessions) drain(b *Bridge, peer envelope.NodeID, keep *session) error {
+// drain stops sealing under a peer's sessions but for those in keep; under all of every peer's when peer is zero.
+func (s *sessions) drain(b *Bridge, peer envelope.NodeID, keep map[*session]bool) error {
 	s.mu.Lock()
 	var ids [][8]byte
 	for _, x := range s.all {
-		if (peer.IsZero() || x.peer == peer) && x.state != sesDraining && x != keep {
+		if (peer.IsZero() || x.peer == peer) && !keep[x] {
 			x.state = sesDraining
-			if x.saved {
-				ids = append(ids, x.keys.ID)
-			}
+			ids = append(ids, x.keys.ID)
 		}
 	}
 	s.mu.Unlock()
-	return b.spool.Apply(func(tx *spool.Tx) error {
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
 		for _, id := range ids {
 			r, err := tx.Session(id)
 			if errors.Is(err, spool.ErrNotFound) {
-				continue
+				continue // nothing was sealed or opened under it yet
 			}
 			if err != nil {
 				return err
+			}
+			if r.State == sesDraining {
+				continue
 			}
 			r.State = sesDraining
 			if err := tx.PutSession(r); err != nil {
@@ -268,39 +279,34 @@ func (s *sessions) erase(b *Bridge, now time.Time) error {
 		return nil
 	}
 	s.mu.Lock()
+	for _, x := range s.all {
+		if now.Sub(x.born) > sendingLife {
+			x.state = sesDraining
+		}
+	}
+	s.mu.Unlock()
+	return s.remove(b, func(x *session) bool { return now.Sub(x.born) > acceptingLife })
+}
+
+// remove erases sessions and leaves their tombstones.
+func (s *sessions) remove(b *Bridge, match func(*session) bool) error {
+	s.mu.Lock()
 	var gone []*session
 	s.all = slices.DeleteFunc(s.all, func(x *session) bool {
-		if now.Sub(x.born) > acceptingLife {
+		if match(x) {
 			gone = append(gone, x)
 			return true
 		}
 		return false
 	})
-	for _, x := range s.all {
-		if x.state == sesOffered || x.state == sesLive {
-			if now.Sub(x.born) > sendingLife {
-				x.state = sesDraining
-			}
-		}
-	}
 	s.mu.Unlock()
 	if len(gone) == 0 {
 		return nil
 	}
-	return b.spool.Apply(func(tx *spool.Tx) error {
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
 		for _, x := range gone {
 			if err := tx.KV(tombstones).Put(x.keys.TH[:], timeBytes(b.keys.Card().KeepUntil)); err != nil {
 				return err
-			}
-			var drop []uint64
-			err := tx.SentRange(x.keys.ID, 0, 1<<48, func(r *spool.Sent) error { drop = append(drop, r.Seq); return nil })
-			if err != nil {
-				return err
-			}
-			for _, seq := range drop {
-				if err := tx.DeleteSent(x.keys.ID, seq); err != nil {
-					return err
-				}
 			}
 			if err := tx.DeleteSession(x.keys.ID); err != nil {
 				return err

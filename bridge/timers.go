@@ -155,6 +155,7 @@ func (b *Bridge) hourly(now time.Time) {
 		}
 		b.prune(finishedPackets, now.Add(-90*24*time.Hour))
 		b.prune(refusedHeads, now.Add(-90*24*time.Hour))
+		b.prune(quietItems, now.Add(-400*24*time.Hour))
 		b.prune("refusals", now.Add(-24*time.Hour))
 		b.prune(tombstones, now)
 		b.keyChores(now)
