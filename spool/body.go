@@ -25,7 +25,6 @@ type Body struct {
 	s        *Spool
 	buf      []byte // content while it is small
 	f        durable.File
-	tmp      string
 	w        *bufio.Writer
 	h        hash.Hash
 	name     fileName
@@ -72,9 +71,10 @@ func (b *Body) spill(p []byte) (int, error) {
 			return 0, err
 		}
 		b.name = newFileName(time.Now())
-		b.tmp = b.s.path(tmpDir, hex.EncodeToString(b.name[:]))
-		f, err := b.s.o.FS.Create(b.tmp, 0o600)
+		b.s.bodies.add(b.name)
+		f, err := b.s.o.FS.Create(b.s.bodyPath(b.name), 0o600)
 		if err != nil {
+			b.s.bodies.remove(b.name)
 			return 0, err
 		}
 		b.f, b.h = f, sha256.New()
@@ -119,7 +119,8 @@ func (b *Body) Finish() error {
 	return nil
 }
 
-// settle is the second half of a durable write: length, fsync, close, rename, fsync of the folder.
+// settle is the second half of a durable write: length, fsync, close, fsync of the folder. There is no rename: until
+// the index mentions a file its name is as good as a temporary one, and one sync of the journal is saved.
 func (b *Body) settle() error {
 	err := b.w.Flush()
 	f := b.f
@@ -130,11 +131,6 @@ func (b *Body) settle() error {
 	if err := durable.Seal(f, b.size); err != nil {
 		return err
 	}
-	b.s.bodies.add(b.name)
-	if err := b.s.o.FS.Rename(b.tmp, b.s.bodyPath(b.name)); err != nil {
-		return err
-	}
-	b.tmp = ""
 	return b.s.syncer.Sync(b.s.bodyFolder(b.name))
 }
 
@@ -149,10 +145,6 @@ func (b *Body) Discard() {
 		return
 	}
 	b.f.Close() // closed already when it was finished
-	if b.tmp != "" {
-		b.s.o.FS.Remove(b.tmp)
-		return
-	}
 	b.s.o.FS.Remove(b.s.bodyPath(b.name))
 	b.s.bodies.remove(b.name)
 }
