@@ -262,11 +262,11 @@ func (w *writer) lines(b []byte) error {
 		l := b
 		if n := indexByte(b, '\n'); n >= 0 {
 			l, b = b[:n], b[n+1:]
+			if n > 0 && l[n-1] == '\r' {
+				l = l[:n-1]
+			}
 		} else {
 			b = nil
-		}
-		if len(l) > 0 && l[len(l)-1] == '\r' {
-			l = l[:len(l)-1]
 		}
 		if err := w.line(l); err != nil {
 			return err
