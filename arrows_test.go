@@ -35,7 +35,9 @@ var below = map[string][]string{
 	"bridge/route":   {"internal/envelope"},
 	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
 	"bridge/bounce":  {"internal/envelope"},
-	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool"},
+	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
+
+	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
 	// smtpd for the interface that it implements
 	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "smtpd", "bridge/..."},
 

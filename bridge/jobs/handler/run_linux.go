@@ -1,0 +1,296 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long after SIGKILL the last output is waited for, from processes that left the group.
+const settle = time.Second
+
+// Run runs a handler to its end and returns when its process is gone. started, unless nil, gets the number of the
+// process, which is also that of its group and session, and its start time as Leftover takes it, once and at once: an
+// error kills the group. The program may run already then, so what must be durable before it runs must be so before
+// Run; what started writes is for KillGroup after a crash of this process, and need not survive one of the machine.
+//
+// When ctx ends, the group is asked to end, and killed after the grace, as after the timeout. A process that cannot
+// be killed, because it hangs in the kernel or because more privileges than ours started it, keeps Run waiting.
+func Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) error) Outcome {
+	o := Outcome{Exit: -1}
+	fail := func(err error) Outcome {
+		o.Err, o.Temporary = err.Error(), passing(err)
+		return o
+	}
+	if err := s.Check(); err != nil {
+		return fail(err)
+	}
+	if err := ctx.Err(); err != nil {
+		o.Cancelled = true
+		return fail(fmt.Errorf("not started: %w", err))
+	}
+	acct, err := s.credential()
+	if err == nil {
+		err = precheck(&s)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	e, err := s.open()
+	if err != nil {
+		return fail(err)
+	}
+	began := time.Now()
+	c, err := spawn(&s, acct, e.child)
+	if err != nil {
+		e.close()
+		var shim shimError
+		if !errors.As(err, &shim) {
+			err = explain(&s, err)
+		}
+		return fail(err)
+	}
+	r := &run{s: &s, o: &o, ends: e, child: c, began: began}
+	e.closeChild()
+	r.supervise(ctx, started)
+	return o
+}
+
+// run is a program under supervision.
+type run struct {
+	s     *Spec
+	o     *Outcome
+	ends  *ends
+	child *child
+	began time.Time
+	ended time.Time
+
+	stage  stage
+	dead   bool        // the process has exited, and is not waited for yet
+	open   int         // output streams that somebody may still write to
+	timer  *time.Timer // of the stage
+	ran    bool        // the program has started: the shim, if any, is no more
+	failed error       // becomes Outcome.Err
+}
+
+// stage tells how far the end of a program has been forced.
+type stage uint8
+
+const (
+	running stage = iota
+	asked         // SIGTERM is sent, or the process has exited by itself: the grace runs
+	killed        // SIGKILL is sent
+	cut           // nobody listens to output any more
+)
+
+func (r *run) supervise(ctx context.Context, started func(int, uint64) error) {
+	var all sync.WaitGroup
+	eof := make(chan struct{}, 2)
+	for _, s := range []*stream{r.ends.out, r.ends.err} {
+		r.open++
+		all.Go(func() { s.drain(); eof <- struct{}{} })
+	}
+	if err := r.record(started); err != nil {
+		r.failed = err
+		r.kill()
+	}
+	exited := make(chan struct{})
+	all.Go(func() { awaitExit(r.child.pid); close(exited) })
+
+	passed := make(chan error, 1)
+	waiting := false
+	switch {
+	case r.child.gate == nil:
+		r.ran = true
+	case r.failed != nil:
+		r.child.gate.Close()
+	default:
+		waiting = true
+		all.Go(func() { passed <- r.child.pass() })
+	}
+	fed := make(chan error, 1)
+	if f := r.ends.feed; f != nil {
+		all.Go(func() { fed <- f.feed() })
+	}
+
+	r.timer = time.NewTimer(time.Hour)
+	r.timer.Stop()
+	defer r.timer.Stop()
+	if r.stage == killed {
+		r.timer.Reset(settle)
+	}
+	var timeout <-chan time.Time
+	if r.s.Timeout > 0 {
+		t := time.NewTimer(r.s.Timeout)
+		defer t.Stop()
+		timeout = t.C
+	}
+	done := ctx.Done()
+	for !r.dead || r.open > 0 {
+		select {
+		case <-exited:
+			exited, timeout = nil, nil
+			r.exit()
+		case <-eof:
+			r.open--
+		case err := <-passed:
+			waiting = false
+			r.become(err)
+		case err := <-fed:
+			if err == nil {
+				r.ends.feed.pipe.Close() // now the program sees the end of its input
+			} else if !r.dead && r.stage < killed {
+				r.failed = fmt.Errorf("stdin: %w", err)
+				r.end(killed)
+			}
+		case <-timeout:
+			timeout = nil
+			r.o.TimedOut = true
+			r.end(asked)
+		case <-done:
+			done = nil
+			if r.dead {
+				r.end(killed)
+			} else {
+				r.o.Cancelled = true
+				r.end(asked)
+			}
+		case <-r.timer.C:
+			r.end(r.stage + 1)
+		}
+	}
+	r.kill() // whoever of the group is still there holds no output open; its leader is waited for last
+	r.reap()
+	r.ends.close()
+	if waiting {
+		r.become(<-passed)
+	}
+	all.Wait()
+	r.report()
+}
+
+// record tells the caller which process this is.
+func (r *run) record(started func(int, uint64) error) error {
+	if started == nil {
+		return nil
+	}
+	at, err := StartTime(r.child.pid)
+	if err == nil {
+		err = started(r.child.pid, at)
+	}
+	if err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
+	return nil
+}
+
+// become notes what came of the shim.
+func (r *run) become(err error) {
+	var shim shimError
+	switch {
+	case err == nil:
+		r.ran = true
+	case r.failed != nil:
+	case r.o.TimedOut:
+		r.failed = fmt.Errorf("not started within %v", r.s.Timeout)
+	case r.o.Cancelled:
+		r.failed = fmt.Errorf("not started: %w", context.Canceled)
+	case errors.As(err, &shim):
+		r.failed = err
+	default:
+		r.failed = explain(r.s, err)
+	}
+}
+
+// exit notes that the process has ended.
+func (r *run) exit() {
+	r.dead = true
+	switch {
+	case r.open == 0:
+	case r.stage == running:
+		r.stage = asked
+		r.timer.Reset(r.s.grace())
+	case r.stage == killed:
+		r.timer.Reset(settle)
+	}
+}
+
+// end forces the end, as far as the stage says.
+func (r *run) end(to stage) {
+	switch to {
+	case asked:
+		r.stage = asked
+		unix.Kill(-r.child.pid, unix.SIGTERM)
+		unix.Kill(-r.child.pid, unix.SIGCONT)
+		r.timer.Reset(r.s.grace())
+	case killed:
+		r.o.Lingered = r.dead && r.failed == nil
+		r.kill()
+		killSession(r.child.pid)
+		r.timer.Reset(settle)
+	case cut:
+		if r.dead { // else SIGKILL will come true some time, and exit goes on from there
+			r.ends.out.pipe.SetReadDeadline(time.Unix(1, 0))
+			r.ends.err.pipe.SetReadDeadline(time.Unix(1, 0))
+		}
+	}
+}
+
+// kill kills the group. Its number is ours for as long as the process is not waited for.
+func (r *run) kill() {
+	r.stage = killed
+	unix.Kill(-r.child.pid, unix.SIGKILL)
+}
+
+// awaitExit returns when the process has ended, and leaves it to be waited for.
+func awaitExit(pid int) {
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+}
+
+// reap takes the exit status, and with it gives the number of the process back.
+func (r *run) reap() {
+	var ws syscall.WaitStatus
+	var ru syscall.Rusage
+	var err error
+	for {
+		if _, err = syscall.Wait4(r.child.pid, &ws, 0, &ru); err != syscall.EINTR {
+			break
+		}
+	}
+	switch {
+	case err != nil:
+		r.failed = errors.Join(r.failed, fmt.Errorf("waiting for process %d: %w", r.child.pid, err))
+	case ws.Exited():
+		r.o.Exit = ws.ExitStatus()
+	case ws.Signaled():
+		r.o.Signal = int(ws.Signal())
+	}
+	r.ended = r.began.Add(time.Since(r.began))
+	r.o.User, r.o.System = time.Duration(ru.Utime.Nano()), time.Duration(ru.Stime.Nano())
+}
+
+// report fills in the rest.
+func (r *run) report() {
+	if r.ran {
+		r.o.Started, r.o.Ended = r.began, r.ended
+	} else {
+		r.o.Exit, r.o.Signal = -1, 0
+	}
+	out, err := r.ends.out, r.ends.err
+	r.o.StdoutBytes, r.o.StderrBytes = out.total, err.total
+	r.o.Truncated = out.lost || err.lost
+	for _, s := range []*stream{out, err} {
+		if s.err != nil && r.o.SinkErr == "" {
+			r.o.SinkErr = fmt.Sprintf("keeping %s: %v", s.name, s.err)
+		}
+	}
+	if r.failed != nil {
+		r.o.Err, r.o.Temporary = r.failed.Error(), passing(r.failed)
+	}
+}

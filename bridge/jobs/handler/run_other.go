@@ -1,0 +1,32 @@
+//go:build !linux
+
+package handler
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Handlers need what only Linux has: /proc, and limits and a umask for one thread or a process that is about to be.
+var errOther = errors.New("handlers run on Linux only")
+
+// NoCore does nothing here.
+func NoCore() error { return nil }
+
+// ShimMain does nothing here.
+func ShimMain() {}
+
+// Run starts nothing here.
+func Run(context.Context, Spec, func(pid int, startTime uint64) error) Outcome {
+	return Outcome{Exit: -1, Err: errOther.Error()}
+}
+
+// StartTime is unknown here.
+func StartTime(int) (uint64, error) { return 0, errOther }
+
+// Leftover finds nothing here.
+func Leftover(int, uint64, string) ([]int, error) { return nil, nil }
+
+// KillGroup finds nothing here.
+func KillGroup(context.Context, int, uint64, string, time.Duration) (int, error) { return 0, nil }
