@@ -11,8 +11,9 @@ import (
 
 // addition is an item that follows from another one's end: a DSN or a report.
 type addition struct {
-	item *spool.Item
-	body *spool.Body
+	item    *spool.Item
+	body    *spool.Body
+	entered *spool.Item // what was entered of it, perhaps under another id; known after the commit
 }
 
 func (a *addition) discard() {
@@ -54,12 +55,13 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 		}
 	}
 	var item *spool.Item
+	var late bool
 	err = b.spool.ApplySoon(func(tx *spool.Tx) (err error) {
 		if item, err = tx.Item(ref.ID); err != nil {
 			return err
 		}
 		leg := &item.Legs[ref.Leg]
-		if leg.State == spool.Done {
+		if late = leg.State == spool.Done; late {
 			return nil
 		}
 		for _, i := range fresh {
@@ -90,14 +92,17 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 		}
 		return tx.Save(item)
 	})
-	if err != nil {
+	if err != nil || late {
 		for _, a := range adds {
 			a.discard()
 		}
-		if errors.Is(err, errRace) {
+		switch {
+		case errors.Is(err, errRace):
 			return b.conclude(ref, final, dsnTaken, change)
+		case errors.Is(err, spool.ErrNotFound): // it ended between the look and the commit
+			return seen, nil
 		}
-		return nil, err
+		return item, err
 	}
 	for _, a := range adds {
 		b.logFollow(item, a.item)
@@ -131,9 +136,7 @@ func (b *Bridge) report(item *spool.Item, fresh []int, dsnTaken map[int]bool) (*
 	r := &envelope.Report{Ref: item.Env.ID, Node: b.Policy().Name}
 	for _, i := range fresh {
 		o := item.Outcomes[i]
-		if o.Action == envelope.ActionRelayed && dsnTaken[i] {
-			o.Action = envelope.ActionDelivered
-		}
+		o.DSN = dsnTaken[i]
 		r.Recipients = append(r.Recipients, o)
 	}
 	env := &envelope.Envelope{ID: envelope.NewID(now), Origin: b.ID(), Kind: envelope.KindReport, Created: now,
@@ -148,15 +151,14 @@ func (b *Bridge) report(item *spool.Item, fresh []int, dsnTaken map[int]bool) (*
 }
 
 // endLeg fails the recipients of a leg with one status.
-func (b *Bridge) endLeg(ref spool.Ref, rcpts []int, s envelope.Status) {
+func (b *Bridge) endLeg(ref spool.Ref, rcpts []int, s envelope.Status) error {
 	final := map[int]envelope.Outcome{}
 	for _, i := range rcpts {
 		final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
 	}
 	item, err := b.conclude(ref, final, nil, nil)
 	if err != nil {
-		b.log.Error("end an envelope", "id", ref.ID.String(), "err", err)
-		return
+		return fmt.Errorf("end an envelope: %w", err)
 	}
 	for _, i := range rcpts {
 		word := "bounced"
@@ -165,6 +167,7 @@ func (b *Bridge) endLeg(ref spool.Ref, rcpts []int, s envelope.Status) {
 		}
 		b.logDelivery(item, i, word, "none", s, b.now())
 	}
+	return nil
 }
 
 // bury ends the recipients that led nowhere when their mail was accepted: their outcome stands already, the DSN does
@@ -204,18 +207,19 @@ func (b *Bridge) expiredNow(item *spool.Item) (envelope.Status, bool) {
 
 // expire ends what is left of an item whose time has come. Legs whose bytes were never exposed fail at once; legs that
 // may have arrived wait for the return grace, so that nothing is called lost that was delivered.
-func (b *Bridge) expire(id envelope.ID) {
+func (b *Bridge) expire(id envelope.ID) error {
 	if b.clock.suspect() {
-		return
+		return nil
 	}
 	var item *spool.Item
 	if err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(id); return err }); err != nil {
-		return
+		return gone(err)
 	}
 	now := b.now()
 	if item.Env.Expires.IsZero() || now.Before(item.Env.Expires) {
-		return
+		return nil
 	}
+	var errs []error
 	for k := range item.Legs {
 		leg := &item.Legs[k]
 		ref := spool.Ref{ID: id, Leg: k}
@@ -224,22 +228,31 @@ func (b *Bridge) expire(id envelope.ID) {
 		case spool.Sealed, spool.Travelling, spool.Arrived:
 			until := item.Env.Expires.Add(b.grace(leg))
 			if now.Before(until) {
-				b.setAt(ref, until)
+				errs = append(errs, b.setAt(ref, until))
 				continue
 			}
-			b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired, no proof of delivery came back"})
+			errs = append(errs, b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired, no proof of delivery came back"}))
 		default:
 			if leg.Dest == spool.DeadDest {
-				b.dropLeg(ref, "dead letter expired")
+				errs = append(errs, b.dropLeg(ref, "dead letter expired"))
 				continue
 			}
 			text := "delivery time expired"
 			if leg.Last.Code != 0 {
 				text += ": " + leg.Last.Text
 			}
-			b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: text})
+			errs = append(errs, b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: text}))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// gone makes an item that has ended meanwhile no error.
+func gone(err error) error {
+	if errors.Is(err, spool.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // grace is how long after expiry a leg that was exposed waits for its receipt.
@@ -251,7 +264,7 @@ func (b *Bridge) grace(leg *spool.Leg) time.Duration {
 }
 
 // endAny ends a leg of any kind of item: mail fails with a notice, the rest is dropped with a log line.
-func (b *Bridge) endAny(item *spool.Item, ref spool.Ref, leg *spool.Leg, s envelope.Status) {
+func (b *Bridge) endAny(item *spool.Item, ref spool.Ref, leg *spool.Leg, s envelope.Status) error {
 	if item.Env.Kind == envelope.KindMail {
 		var open []int
 		for _, i := range leg.Rcpts {
@@ -259,31 +272,27 @@ func (b *Bridge) endAny(item *spool.Item, ref spool.Ref, leg *spool.Leg, s envel
 				open = append(open, i)
 			}
 		}
-		b.endLeg(ref, open, s)
-		return
+		return b.endLeg(ref, open, s)
 	}
-	b.dropLeg(ref, s.Text)
+	return b.dropLeg(ref, s.Text)
 }
 
 // dropLeg ends a leg without telling anybody but the log.
-func (b *Bridge) dropLeg(ref spool.Ref, why string) {
+func (b *Bridge) dropLeg(ref spool.Ref, why string) error {
 	err := b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
 		leg.State, leg.At = spool.Done, time.Time{}
 		item.AddLog(b.now(), "dropped", why)
 	})
-	if err != nil && !errors.Is(err, spool.ErrNotFound) {
-		b.log.Error("drop", "id", ref.ID.String(), "err", err)
-		return
+	if err := gone(err); err != nil {
+		return fmt.Errorf("drop: %w", err)
 	}
 	b.log.Info(fmt.Sprintf("%s: removed (%s)", ref.ID, why))
+	return nil
 }
 
 // setAt sets the time at which a leg is looked at again.
-func (b *Bridge) setAt(ref spool.Ref, at time.Time) {
-	err := b.changeLeg(ref, func(_ *spool.Item, leg *spool.Leg) { leg.At = at })
-	if err != nil && !errors.Is(err, spool.ErrNotFound) {
-		b.log.Error("set a timer", "id", ref.ID.String(), "err", err)
-	}
+func (b *Bridge) setAt(ref spool.Ref, at time.Time) error {
+	return gone(b.changeLeg(ref, func(_ *spool.Item, leg *spool.Leg) { leg.At = at }))
 }
 
 // changeLeg commits one change of one leg.
@@ -301,17 +310,28 @@ func (b *Bridge) changeLeg(ref spool.Ref, change func(*spool.Item, *spool.Leg)) 
 	})
 }
 
-// quarantineItem takes an item that cannot be handled out of the queues, with its reason.
-func (b *Bridge) quarantineItem(id envelope.ID, why string) {
+// quarantineItem ends an item that cannot be handled: what can be read of it is kept in the quarantine with the reason,
+// and a mail ends as failed, so that its sender hears of it.
+func (b *Bridge) quarantineItem(id envelope.ID, why string) error {
+	var item *spool.Item
+	if err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(id); return err }); err != nil {
+		return gone(err)
+	}
 	r, err := b.spool.OpenBody(id)
 	if err == nil {
 		_, err = b.spool.Quarantine(why, "queue "+id.String(), r)
 		r.Close()
 	}
-	if err != nil {
-		b.log.Error("quarantine", "id", id.String(), "err", err)
-		return
+	b.log.Error("an item that cannot go on is ended; what is left of it is in the quarantine", "id", id.String(), "why", esc(why), "err", err)
+	if item.Env.Kind != envelope.KindMail || len(item.Legs) == 0 {
+		return gone(b.spool.ApplyUrgent(func(tx *spool.Tx) error { return tx.Drop(id) }))
 	}
-	err = b.spool.Apply(func(tx *spool.Tx) error { return tx.Drop(id) })
-	b.log.Error("item moved to quarantine", "id", id.String(), "why", why, "err", err)
+	var errs []error
+	for k := range item.Legs {
+		if item.Legs[k].State != spool.Done {
+			errs = append(errs, b.endAny(item, spool.Ref{ID: id, Leg: k}, &item.Legs[k],
+				envelope.Status{Code: 554, Enhanced: "5.6.0", Text: "the message was damaged in the queue of " + b.Policy().Domain}))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -104,19 +104,19 @@ func (b *Bridge) reported(e *envelope.Envelope) error {
 		if item.Legs[k].Dest != spool.NodeDest(e.Origin) || item.Legs[k].State == spool.Done {
 			continue
 		}
-		final := map[int]envelope.Outcome{}
+		final, dsnTaken := map[int]envelope.Outcome{}, map[int]bool{}
 		for _, o := range e.Report.Recipients {
 			for _, i := range item.Legs[k].Rcpts {
 				if item.Env.Mail.Recipients[i].Addr == o.Addr && o.Action.Final() {
 					o.MTA = or(o.MTA, e.Report.Node)
-					final[i] = o
+					final[i], dsnTaken[i] = o, o.DSN
 				}
 			}
 		}
 		if len(final) == 0 {
 			continue
 		}
-		done, err := b.conclude(spool.Ref{ID: item.Env.ID, Leg: k}, final, nil, nil)
+		done, err := b.conclude(spool.Ref{ID: item.Env.ID, Leg: k}, final, dsnTaken, nil)
 		if err != nil {
 			return err
 		}

@@ -124,6 +124,7 @@ func putOutcome(w *envelope.Enc, o *envelope.Outcome, rcpt string) {
 	w.String(5, o.Status.Text)
 	w.String(6, o.MTA)
 	w.Time(7, o.At)
+	w.Bool(8, o.DSN)
 }
 
 // takeOutcome reads what putOutcome wrote.
@@ -145,6 +146,8 @@ func takeOutcome(b []byte, o *envelope.Outcome) error {
 			o.MTA = d.String()
 		case 7:
 			o.At = d.Time()
+		case 8:
+			o.DSN = d.Bool()
 		default:
 			d.Unknown()
 		}

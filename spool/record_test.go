@@ -32,7 +32,7 @@ func fullItem() *Item {
 	it.Legs[0] = Leg{Dest: "node:a", Rcpts: []int{0, 2, 1000}, State: Travelling, At: at, Attempts: 3, Last: envelope.Status{Code: 451, Enhanced: "4.4.1", Text: "later"}, Carrier: "dir:/media/usb"}
 	it.Legs[1] = Leg{Dest: "via:b", Rcpts: []int{1}, State: Deferred, At: at.Add(time.Hour)}
 	it.Legs[2] = Leg{Dest: DeadDest, State: Held}
-	it.Outcomes[0] = envelope.Outcome{Addr: it.Env.Mail.Recipients[0].Addr, Action: envelope.ActionFailed, Status: envelope.Status{Code: 550, Enhanced: "5.1.1", Text: "no"}, MTA: "mx", At: at}
+	it.Outcomes[0] = envelope.Outcome{Addr: it.Env.Mail.Recipients[0].Addr, Action: envelope.ActionFailed, Status: envelope.Status{Code: 550, Enhanced: "5.1.1", Text: "no"}, MTA: "mx", At: at, DSN: true}
 	it.Outcomes[1].Addr = "else@where"
 	it.Delayed, it.NoReport, it.ExpirySeen = true, true, true
 	it.Transit = &Transit{Dest: envelope.Label{1, 2}, Class: 3, HopsLeft: 4, From: envelope.NodeID{5}}

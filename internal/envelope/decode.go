@@ -253,6 +253,8 @@ func (o *Outcome) parse(d *Dec) {
 			o.At = d.Time()
 		case outCode, outEnh, outText:
 			o.Status.field(d, outCode)
+		case outDSN:
+			o.DSN = d.Bool()
 		default:
 			d.Unknown()
 		}

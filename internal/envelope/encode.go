@@ -64,6 +64,7 @@ const (
 	outCode   = 5
 	outEnh    = 6
 	outText   = 7
+	outDSN    = 8
 )
 
 // Text limits in bytes, for the texts that Append makes fit by OneLine.
@@ -216,6 +217,7 @@ func (o *Outcome) fields(w *Enc) {
 	w.String(outMTA, OneLine(o.MTA, MaxMTA))
 	w.Time(outAt, o.At)
 	o.Status.fields(w, outCode)
+	w.Bool(outDSN, o.DSN)
 }
 
 // AppendStatus appends a reply as a record of its own.

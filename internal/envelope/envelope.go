@@ -136,6 +136,7 @@ type Outcome struct {
 	Status Status // Code 0 where no SMTP dialog was held
 	MTA    string // the host that said so, "" for this node
 	At     time.Time
+	DSN    bool // that host took over the duty to tell the sender what NOTIFY asks for (RFC 3461 section 5.2.2)
 }
 
 // Status is an SMTP reply: it serves as error at the SMTP edge and as diagnosis in a DSN.

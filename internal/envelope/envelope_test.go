@@ -54,7 +54,7 @@ func report() *Envelope {
 	return &Envelope{
 		ID: fixedID(3), Kind: KindReport, Created: fixedID(3).Time().UTC(), Expires: time.Unix(1785000000, 0).UTC(),
 		Report: &Report{Ref: fixedID(1), Node: "hub", Recipients: []Outcome{
-			{Addr: "bob@hub.example", Action: ActionDelivered, Status: Status{250, "2.0.0", "ok"}, MTA: "127.0.0.1:10026", At: t0},
+			{Addr: "bob@hub.example", Action: ActionDelivered, Status: Status{250, "2.0.0", "ok"}, MTA: "127.0.0.1:10026", At: t0, DSN: true},
 			{Addr: "eve@hub.example", Action: ActionFailed, Status: Status{550, "5.1.1", "no such user"}},
 		}},
 	}
