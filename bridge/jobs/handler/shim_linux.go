@@ -205,15 +205,18 @@ func shim() int {
 	debug.SetGCPercent(-1) // no new threads or memory once the limits are there
 	unix.CloseOnExec(gateFD)
 	closeOnExec()
-	b, err := readGate()
-	if err != nil {
+	if _, err := unix.GetsockoptInt(gateFD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
 		fmt.Fprintln(os.Stderr, shimName+": this program is started by mochila only")
 		return 64
 	}
-	if len(b) == 0 {
+	b, err := readGate()
+	if err == nil && len(b) == 0 {
 		return 0 // the start was called off, or the daemon is gone
 	}
-	p, err := parsePlan(b)
+	var p *plan
+	if err == nil {
+		p, err = parsePlan(b)
+	}
 	if err != nil {
 		return 70
 	}
