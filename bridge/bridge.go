@@ -63,6 +63,8 @@ type Bridge struct {
 	heard    map[envelope.NodeID]time.Time
 	pending  map[envelope.NodeID][]record // control records that wait for a bundle
 
+	stop context.CancelCauseFunc // ends Run; nil when it does not run
+
 	kicked     chan struct{}
 	background sync.WaitGroup // carriers' watchers
 }
@@ -136,8 +138,14 @@ func (b *Bridge) OnDue(d spool.Dest) {
 	}
 }
 
-// Run works until ctx ends: deliveries, contacts, timers. It returns after all its goroutines have ended.
+// Run works until ctx ends: deliveries, contacts, timers. It returns after all its goroutines have ended, with the cause
+// of ctx, or spool.ErrBroken when the index failed and only a restart helps.
 func (b *Bridge) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	b.mu.Lock()
+	b.stop = cancel
+	b.mu.Unlock()
 	var wg sync.WaitGroup
 	start := func(f func(context.Context)) {
 		wg.Add(1)
@@ -172,6 +180,15 @@ func (b *Bridge) Restored(why string) error {
 	}
 	b.log.Warn("new incarnation", "why", why, "card", b.keys.Card().Serial)
 	return nil
+}
+
+// fail ends Run: the spool takes nothing any more.
+func (b *Bridge) fail(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stop != nil {
+		b.stop(err)
+	}
 }
 
 // errShutdown is what a station says when the node is going down.
