@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"mochila/internal/envelope"
+	"mochila/internal/envelope/bundle"
 	"mochila/internal/seal"
 	"mochila/spool"
 	"mochila/transport"
@@ -193,13 +194,15 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	}
 	l := &load{}
 	class := uint8(255)
-	var refs, transit []spool.Ref
+	var refs []spool.Ref
 	var size int64
 	for _, x := range leased {
 		ref := spool.Ref{ID: x.Item.Env.ID, Leg: x.Leg}
 		if _, expired := b.expiredNow(x.Item); expired {
-			b.expire(ref.ID)
-			b.spool.Release(ref)
+			if err := b.expire(ref.ID); err != nil {
+				b.log.Error("end an expired envelope", "id", ref.ID.String(), "err", err)
+			}
+			d.aside = append(d.aside, ref)
 			continue
 		}
 		if m := d.contact.MaxPacket; m > 0 && x.Item.Env.Size > m {
@@ -207,10 +210,11 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 			continue
 		}
 		if x.Item.Transit != nil {
-			transit = append(transit, ref)
-			if err := d.packTransit(x.Item, ref, node); err != nil {
-				b.spool.Release(ref)
-				return true, err
+			if err := d.packTransit(x.Item, ref); err != nil {
+				if err := b.unsealable(node, &load{refs: []spool.Ref{ref}}, err); err != nil {
+					return false, err
+				}
+				d.aside = append(d.aside, ref)
 			}
 			continue
 		}
@@ -224,7 +228,7 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 		l.add(x.Item, ref)
 	}
 	if len(refs) == 0 {
-		return len(transit) > 0, nil
+		return true, nil // what was put aside is not leased again: this comes to an end
 	}
 	defer b.spool.Release(refs...)
 	held, err := d.addReceipts(l, node)
@@ -233,26 +237,47 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	}
 	x, err := b.sealLoad(l, node, d.node, class)
 	if err != nil {
-		if errors.Is(err, envelope.ErrFormat) || errors.Is(err, spool.ErrNotFound) {
-			return true, b.packFault(l, err)
-		}
-		b.log.Warn("cannot seal", "node", b.Policy().nodeName(node), "err", err)
-		d.aside = append(d.aside, refs...)
-		return false, nil
+		return true, b.unsealable(node, l, err)
 	}
 	x.held = held
 	return true, d.expose(x)
 }
 
-// packFault finds the one item that spoils a bundle and takes it out of the queue.
-func (b *Bridge) packFault(l *load, cause error) error {
-	for _, ref := range l.refs {
-		if strings.Contains(cause.Error(), ref.ID.String()) {
-			b.quarantineItem(ref.ID, cause.Error())
-			return nil
+// unsealable deals with legs of which no packet could be made: the one whose content spoils it is taken out of the
+// queue; anything else (the peer's card is too old, the disk fails) is met again later, and the legs are put off.
+func (b *Bridge) unsealable(node envelope.NodeID, l *load, cause error) error {
+	if errors.Is(cause, envelope.ErrFormat) || errors.Is(cause, bundle.ErrSum) || errors.Is(cause, spool.ErrNotFound) {
+		for _, ref := range l.refs {
+			if len(l.refs) == 1 || strings.Contains(cause.Error(), ref.ID.String()) {
+				return b.quarantineItem(ref.ID, cause.Error())
+			}
 		}
 	}
-	return cause
+	b.log.Warn("cannot seal", "node", b.Policy().nodeName(node), "err", cause)
+	now := b.now()
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+		for _, ref := range l.refs {
+			item, err := tx.Item(ref.ID)
+			if errors.Is(err, spool.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			leg := &item.Legs[ref.Leg]
+			if leg.State != spool.Due {
+				continue
+			}
+			leg.Attempts++
+			leg.State, leg.At = spool.Deferred, now.Add(b.backoff(leg.Attempts))
+			leg.Last = envelope.Status{Code: 451, Enhanced: "4.7.0", Text: envelope.OneLine("cannot seal: "+cause.Error(), 200)}
+			item.AddLog(now, "deferred", leg.Last.Text)
+			if err := tx.Save(item); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // classOf is the order of packets on a carrier: 0 first.
@@ -264,11 +289,11 @@ func classOf(item *spool.Item) uint8 {
 }
 
 // packTransit puts a hop box around a bundle that this node relays.
-func (d *desk) packTransit(item *spool.Item, ref spool.Ref, node envelope.NodeID) error {
+func (d *desk) packTransit(item *spool.Item, ref spool.Ref) error {
 	b := d.b
 	id := item.Env.ID
 	x := &sealed{}
-	h := seal.Hop{Dest: item.Transit.Dest, Expiry: item.Env.Expires, Class: item.Transit.Class, HopLimit: item.Transit.HopsLeft}
+	h := seal.Hop{Dest: item.Transit.Dest, Expiry: item.Env.Expires.Add(-14 * 24 * time.Hour), Class: item.Transit.Class, HopLimit: item.Transit.HopsLeft}
 	stream := func(w io.Writer) error { return b.copyBody(w, id) }
 	box, sent, err := b.hopBox(d.node, h, stream, x)
 	if err != nil {

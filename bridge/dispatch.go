@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -170,7 +171,7 @@ func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
 
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
-	for ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
 			d.b.log.Error("lease", "queue", string(q), "err", err)
@@ -187,6 +188,9 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 		}
 		p.backoff = 0
 		d.mu.Unlock()
+		if first && d.b.spool.DueNow(q) {
+			d.due(q) // the place is up and there is more: each worker calls one more
+		}
 	}
 	d.mu.Lock()
 	p.workers--
@@ -205,11 +209,11 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	leg := &l.Item.Legs[l.Leg]
 	began := b.now()
 	if l.Item.Env.Kind != envelope.KindMail {
-		b.quarantineItem(ref.ID, "not a mail, but queued for delivery")
+		b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, "not a mail, but queued for delivery") })
 		return s, false
 	}
 	if st, expired := b.expiredNow(l.Item); expired {
-		b.endLeg(ref, leg.Rcpts, st)
+		b.insist(ctx, "end an expired mail", ref.ID, func() error { return b.endLeg(ref, leg.Rcpts, st) })
 		return s, false
 	}
 	var rcpts []int
@@ -219,7 +223,7 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 		}
 	}
 	if len(rcpts) == 0 {
-		b.settle(ref, nil, began)
+		b.settle(ctx, ref, nil, began)
 		return s, false
 	}
 	msg := &deliver.Message{
@@ -234,7 +238,8 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	down = len(res) > 0
 	for _, r := range res {
 		if r.Corrupt {
-			b.quarantineItem(ref.ID, "the content in the spool is not what was accepted: "+r.Status.Text)
+			why := "the content in the spool is not what was accepted: " + r.Status.Text
+			b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, why) })
 			return s, false
 		}
 		if r.Action == envelope.ActionPending && r.Down {
@@ -247,8 +252,31 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 		b.noteDown(ref, rcpts, res[0], began)
 		return s, true
 	}
-	b.settle(ref, res, began)
+	b.settle(ctx, ref, res, began)
 	return s, false
+}
+
+// insist repeats a commit that has to be made before anything else happens to a leg: the leg stays leased meanwhile,
+// for what was delivered and not recorded would be delivered again. It gives up when ctx ends or the spool is broken.
+func (b *Bridge) insist(ctx context.Context, what string, id envelope.ID, commit func() error) bool {
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		err := commit()
+		if err == nil {
+			return true
+		}
+		b.log.Error(what, "id", id.String(), "err", err)
+		if errors.Is(err, spool.ErrBroken) || errors.Is(err, spool.ErrClosed) {
+			b.fail(err)
+			return false
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return false
+		case <-t.C:
+		}
+	}
 }
 
 func allPending(res []deliver.Result) bool {
@@ -295,7 +323,7 @@ func (b *Bridge) noteDown(ref spool.Ref, rcpts []int, r deliver.Result, began ti
 }
 
 // settle commits what a delivery decided: outcomes, the leg's next state, and what follows from them (DSN or report).
-func (b *Bridge) settle(ref spool.Ref, res []deliver.Result, began time.Time) {
+func (b *Bridge) settle(ctx context.Context, ref spool.Ref, res []deliver.Result, began time.Time) {
 	now := b.now()
 	final := map[int]envelope.Outcome{}
 	var pending *deliver.Result
@@ -310,19 +338,28 @@ func (b *Bridge) settle(ref spool.Ref, res []deliver.Result, began time.Time) {
 	for _, r := range res {
 		dsnTaken[r.Rcpt] = r.DSN
 	}
-	item, err := b.conclude(ref, final, dsnTaken, func(item *spool.Item, leg *spool.Leg) {
+	putOff := func(item *spool.Item, leg *spool.Leg) {
 		if pending == nil {
 			return
 		}
 		leg.Attempts++
 		leg.Last = pending.Status
-		leg.State = spool.Deferred
-		leg.At = now.Add(b.backoff(leg.Attempts))
+		if next, ok := spool.Next(leg.State, spool.Defer); ok { // not when an operator holds it meanwhile
+			leg.State, leg.At = next, now.Add(b.backoff(leg.Attempts))
+		}
 		item.AddLog(now, "deferred", pending.MTA+": "+pending.Status.String())
+	}
+	var item *spool.Item
+	recorded := b.insist(ctx, "record a delivery", ref.ID, func() (err error) {
+		item, err = b.conclude(ref, final, dsnTaken, putOff)
+		return err
 	})
-	if err != nil {
-		b.spool.Release(ref)
-		b.log.Error("record a delivery", "id", ref.ID.String(), "err", err)
+	if !recorded {
+		for _, r := range res {
+			if r.Action.Final() {
+				b.log.Error(fmt.Sprintf("%s: recipient %d was handed over (%s) and this could not be recorded: it may happen again", ref.ID, r.Rcpt, r.Status))
+			}
+		}
 		return
 	}
 	for _, r := range res {

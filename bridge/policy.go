@@ -122,6 +122,7 @@ func (l Limits) withDefaults() Limits {
 	if l.Hops == 0 {
 		l.Hops = 20
 	}
+	l.Hops = min(l.Hops, 255) // a byte on the wire
 	if l.Deliveries == 0 {
 		l.Deliveries = 20
 	}

@@ -36,9 +36,9 @@ func (b *Bridge) runTimers(ctx context.Context) {
 			b.clock.look(now)
 			if err := b.clock.store(b, now); err != nil {
 				b.log.Error("store the time", "err", err)
-			}
-			if err := b.quota.load(b); err != nil {
-				b.log.Error("count quotas", "err", err)
+				if errors.Is(err, spool.ErrBroken) {
+					b.fail(err)
+				}
 			}
 		}
 		if now.Sub(hour) >= time.Hour || now.Before(hour) {
@@ -99,16 +99,19 @@ func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
 		if b.clock.suspect() {
 			return false
 		}
-		b.expire(ref.ID)
-		err := b.spool.Apply(func(tx *spool.Tx) error {
-			item, err := tx.Item(ref.ID)
-			if err != nil {
-				return err
-			}
-			item.ExpirySeen = true
-			return tx.Save(item)
-		})
-		return err == nil || errors.Is(err, spool.ErrNotFound)
+		// what could not be ended now is told again: it must not be forgotten
+		err := b.expire(ref.ID)
+		if err == nil {
+			err = gone(b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+				item, err := tx.Item(ref.ID)
+				if err != nil {
+					return err
+				}
+				item.ExpirySeen = true
+				return tx.Save(item)
+			}))
+		}
+		return b.noted(ref.ID, err)
 	}
 	var item *spool.Item
 	if err := b.spool.View(func(tx *spool.Tx) (err error) { item, err = tx.Item(ref.ID); return err }); err != nil {
@@ -127,8 +130,7 @@ func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
 		}) == nil
 	case spool.Sealed, spool.Travelling:
 		if _, expired := b.expiredNow(item); expired {
-			b.expire(ref.ID)
-			return true
+			return b.noted(ref.ID, b.expire(ref.ID))
 		}
 		return b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
 			if next, ok := spool.Next(leg.State, spool.Overdue); ok && !leg.At.After(now) {
@@ -141,10 +143,18 @@ func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
 		if b.clock.suspect() {
 			return false
 		}
-		b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "it arrived, but no word of its delivery came back in time"})
-		return true
+		s := envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "it arrived, but no word of its delivery came back in time"}
+		return b.noted(ref.ID, b.endAny(item, ref, leg, s))
 	}
 	return false
+}
+
+// noted logs an error of something that the timers do; it reports whether there was none.
+func (b *Bridge) noted(id envelope.ID, err error) bool {
+	if err != nil {
+		b.log.Error("timer", "id", id.String(), "err", err)
+	}
+	return err == nil
 }
 
 // hourly does the chores: duplicate memory, sessions, keys, delay notices, small tables.

@@ -17,6 +17,9 @@ func (b *Bridge) PlaceDown(d spool.Dest) (s envelope.Status, until time.Time, ok
 	return b.out.state(d)
 }
 
+// Qualify completes an address without a domain, as accepting a mail would.
+func (b *Bridge) Qualify(addr string) string { return b.Policy().qualify(addr) }
+
 // NextHops returns the neighbours through which a node is reached.
 func (b *Bridge) NextHops(node envelope.NodeID) []envelope.NodeID { return b.Policy().paths(node) }
 
@@ -63,11 +66,15 @@ func (b *Bridge) Act(id envelope.ID, v Verb) error {
 				continue
 			}
 			ref := spool.Ref{ID: id, Leg: k}
+			var err error
 			if item.Legs[k].Dest == spool.DeadDest {
-				b.dropLeg(ref, "expired by an operator")
-				continue
+				err = b.dropLeg(ref, "expired by an operator")
+			} else {
+				err = b.endAny(item, ref, &item.Legs[k], envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "ended by an operator before delivery"})
 			}
-			b.endAny(item, ref, &item.Legs[k], envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "ended by an operator before delivery"})
+			if err != nil {
+				return err
+			}
 		}
 		return nil
 	}

@@ -113,7 +113,7 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := d.listenControl(ctx); err != nil {
 		return err
 	}
-	d.run(ctx, "engine", func(ctx context.Context) error { d.bridge.Run(ctx); return nil })
+	d.run(ctx, "engine", d.bridge.Run)
 	d.run(ctx, "maildrop", d.watchMaildrop)
 	return nil
 }
