@@ -1,0 +1,376 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// stopGrace is how long programs may run on when the node stops.
+const stopGrace = 5 * time.Second
+
+// lane is one line of work: a channel's ordered jobs, with one runner, or its jobs in no order, with several.
+type lane struct {
+	chanKey
+	free bool
+}
+
+// Run starts programs until ctx ends, and returns when the last of them has ended.
+func (j *Jobs) Run(ctx context.Context) {
+	programs, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	j.mu.Lock()
+	j.ctx = programs
+	j.mu.Unlock()
+	j.kickAll()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		timer.Reset(j.nextWake())
+		select {
+		case <-ctx.Done():
+		case <-j.poke:
+		case <-timer.C:
+			j.wakeUp(j.o.Now())
+		}
+	}
+	j.mu.Lock()
+	j.ctx = nil
+	close(j.slots) // who waits for a place to run looks again, and goes
+	j.slots = make(chan struct{})
+	j.mu.Unlock()
+	over := time.AfterFunc(stopGrace, stop)
+	defer over.Stop()
+	j.wg.Wait()
+}
+
+// kickAll looks at every channel of every peer: after a start, and when the policy has changed.
+func (j *Jobs) kickAll() {
+	var keys []chanKey
+	err := j.spool.View(func(tx *spool.Tx) error {
+		return tx.KV(tabInChan).Each(nil, func(k, v []byte) error {
+			c, err := parseInChan(v)
+			if err == nil && (c.gap || c.lost || c.status == held) {
+				j.mu.Lock()
+				j.owing[parseChanKey(k).peer] = time.Time{}
+				j.mu.Unlock()
+			}
+			keys = append(keys, parseChanKey(k))
+			return nil
+		})
+	})
+	if err == nil {
+		err = j.spool.View(func(tx *spool.Tx) error {
+			return tx.KV(tabOutChan).Each(nil, func(k, v []byte) error {
+				if c, err := parseOutChan(v); err == nil && c.owed {
+					j.mu.Lock()
+					j.owing[parseChanKey(k).peer] = time.Time{}
+					j.mu.Unlock()
+				}
+				return nil
+			})
+		})
+	}
+	if err != nil {
+		j.log.Error("read the channels", "err", err)
+	}
+	for _, k := range keys {
+		j.kick(k)
+	}
+}
+
+// PolicyChanged looks again at what may run.
+func (j *Jobs) PolicyChanged() { j.kickAll() }
+
+// kick has a channel looked at.
+func (j *Jobs) kick(k chanKey) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, l := range []lane{{k, false}, {k, true}} {
+		j.launch(l)
+	}
+}
+
+// launch starts one more runner of a lane, within its limits. The mutex is held.
+func (j *Jobs) launch(l lane) {
+	if j.ctx == nil {
+		return
+	}
+	limit := 1
+	if l.free {
+		limit = j.policy().Parallel
+	}
+	if j.active[l] >= limit {
+		j.again[l] = true
+		return
+	}
+	j.active[l]++
+	j.wg.Add(1)
+	ctx := j.ctx
+	go func() {
+		defer j.wg.Done()
+		j.runner(ctx, l)
+	}()
+}
+
+// runner works on a lane until nothing can be started.
+func (j *Jobs) runner(ctx context.Context, l lane) {
+	for {
+		wake := j.advance(ctx, l)
+		j.mu.Lock()
+		if j.again[l] && j.ctx != nil {
+			delete(j.again, l)
+			j.mu.Unlock()
+			continue
+		}
+		delete(j.again, l)
+		if j.active[l]--; j.active[l] == 0 {
+			delete(j.active, l)
+		}
+		close(j.idle)
+		j.idle = make(chan struct{})
+		j.mu.Unlock()
+		j.wakeAt(l.chanKey, wake)
+		return
+	}
+}
+
+// wakeAt has a channel looked at again at a time.
+func (j *Jobs) wakeAt(k chanKey, at time.Time) {
+	if at.IsZero() {
+		return
+	}
+	j.mu.Lock()
+	if old, ok := j.wake[k]; !ok || at.Before(old) {
+		j.wake[k] = at
+	}
+	j.mu.Unlock()
+	select {
+	case j.poke <- struct{}{}:
+	default:
+	}
+}
+
+// nextWake is how long the scheduler may sleep.
+func (j *Jobs) nextWake() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	wait := time.Hour
+	now := j.o.Now()
+	for _, at := range j.wake {
+		wait = min(wait, max(at.Sub(now), 0))
+	}
+	return wait
+}
+
+// wakeUp kicks the channels whose time has come.
+func (j *Jobs) wakeUp(now time.Time) {
+	var due []chanKey
+	j.mu.Lock()
+	for k, at := range j.wake {
+		if !at.After(now) {
+			due = append(due, k)
+			delete(j.wake, k)
+		}
+	}
+	j.mu.Unlock()
+	for _, k := range due {
+		j.kick(k)
+	}
+}
+
+// Drain runs what can be started now, and returns when nothing more can. It is for a node whose Run is not at work.
+func (j *Jobs) Drain(ctx context.Context) {
+	j.mu.Lock()
+	j.ctx = ctx
+	j.mu.Unlock()
+	j.wakeUp(j.o.Now())
+	j.kickAll()
+	j.wg.Wait()
+	j.mu.Lock()
+	j.ctx = nil
+	j.mu.Unlock()
+}
+
+// Idle reports whether no program runs and none could be started now.
+func (j *Jobs) Idle() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.active) == 0 && len(j.again) == 0
+}
+
+// run is one job on its way through a runner.
+type run struct {
+	lane
+	key     []byte // of its slot
+	s       slot
+	item    *spool.Item
+	handler *Handler
+	began   time.Time
+	out     *Outcome
+	content *spool.Body     // of the result
+	result  envelope.Result // what is known before the policy has spoken
+}
+
+// table is where the slot is.
+func (l lane) table() string {
+	if l.free {
+		return tabFree
+	}
+	return tabIn
+}
+
+// advance works on a lane until nothing can be started, and returns when to look again. One commit holds the outcome of
+// a job, its result, and the start of the next.
+func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
+	var last *run
+	for {
+		next, busy, at, err := j.step(ctx, l, last)
+		if err != nil {
+			if !errors.Is(err, spool.ErrClosed) {
+				j.log.Error("jobs: record what was done", "channel", l.channel, "err", err)
+			}
+			return j.o.Now().Add(10 * time.Second)
+		}
+		last = nil
+		switch {
+		case next != nil:
+			if l.free {
+				j.mu.Lock()
+				j.launch(l) // perhaps there is another
+				j.mu.Unlock()
+			}
+			if !j.execute(ctx, next) {
+				j.release(next)
+				return time.Time{}
+			}
+			last = next
+		case busy != nil && ctx.Err() == nil:
+			j.mu.Lock()
+			stopped := j.ctx == nil
+			j.mu.Unlock()
+			if stopped {
+				return at
+			}
+			select {
+			case <-ctx.Done():
+			case <-busy:
+			}
+		default:
+			return at
+		}
+	}
+}
+
+// execute runs one program, which is recorded as started. It reports false when nobody knows how that went.
+func (j *Jobs) execute(ctx context.Context, r *run) bool {
+	env := r.item.Env
+	job := env.Job
+	p := j.policy()
+	s := &Start{ID: env.ID, Origin: env.Origin, Peer: p.node(env.Origin), Channel: job.Channel, Epoch: job.Epoch, Seq: job.Seq,
+		Try: int(r.s.tries), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Size: env.Size,
+		Stdin: func() (io.ReadCloser, error) { return j.spool.OpenBody(env.ID) }}
+	j.log.Info(fmt.Sprintf("%s: job started, channel=%s:%s, seq=%d, handler=%s, try=%d", env.ID, s.Peer, job.Channel, job.Seq, job.Handler, s.Try), "service", "jobs")
+	out, err := j.o.Runner.Run(ctx, s)
+	if err != nil {
+		j.log.Warn(fmt.Sprintf("%s: job broken off", env.ID), "service", "jobs", "err", err)
+		return false
+	}
+	r.out = out
+	r.result = envelope.Result{Exit: out.Exit, Signal: out.Signal, Started: out.Started, Ended: out.Ended,
+		DroppedOut: out.DroppedOut, DroppedErr: out.DroppedErr, Reason: out.Reason, Tries: int(r.s.tries)}
+	if r.result.Ended.IsZero() {
+		r.result.Ended = j.o.Now()
+	}
+	if err := j.gather(r); err != nil {
+		// its output is lost, its outcome is not
+		r.result.DroppedOut += r.result.Stdout
+		r.result.DroppedErr += r.result.Stderr
+		r.result.Stdout, r.result.Stderr = 0, 0
+		r.result.Reason = envelope.OneLine(or(r.result.Reason, "")+" output not kept: "+err.Error(), envelope.MaxReason)
+		r.content = j.spool.NewBody()
+		if err := r.content.Finish(); err != nil {
+			j.log.Error("jobs: result", "id", env.ID.String(), "err", err)
+		}
+	}
+	if out.Close != nil {
+		out.Close()
+	}
+	return true
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// gather puts what the program wrote into the content of the result.
+func (j *Jobs) gather(r *run) (err error) {
+	r.content = j.spool.NewBody()
+	defer func() {
+		if err != nil {
+			r.content.Discard()
+		}
+	}()
+	for _, x := range []struct {
+		src io.Reader
+		n   *int64
+	}{{r.out.Out, &r.result.Stdout}, {r.out.Err, &r.result.Stderr}} {
+		if x.src == nil {
+			continue
+		}
+		if *x.n, err = io.Copy(r.content, x.src); err != nil {
+			return err
+		}
+	}
+	return r.content.Finish()
+}
+
+// backoff is how long the n-th temporary failure in a row waits.
+func (p *Policy) backoff(n int) time.Duration {
+	d := p.RetryMin
+	for i := 1; i < n && d < p.RetryMax; i++ {
+		d *= 2
+	}
+	return min(d, p.RetryMax)
+}
+
+// release gives back the place of a program.
+func (j *Jobs) release(r *run) {
+	if r == nil || r.handler == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.inUse[r.handler.Name]--
+	j.total--
+	if r.free {
+		delete(j.flying, string(r.key))
+	}
+	r.handler = nil
+	close(j.slots)
+	j.slots = make(chan struct{})
+}
+
+// reserve takes the place of a program, or returns what to wait for.
+func (j *Jobs) reserve(r *run, h *Handler, limit int) <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.inUse[h.Name] >= max(h.Concurrency, 1) || j.total >= limit {
+		return j.slots
+	}
+	j.inUse[h.Name]++
+	j.total++
+	r.handler = h
+	if r.free {
+		j.flying[string(r.key)] = true
+	}
+	return nil
+}
