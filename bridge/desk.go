@@ -31,7 +31,7 @@ type desk struct {
 
 	mu        sync.Mutex
 	ready     []*transport.Packet
-	resend    []*spool.Sent
+	resend    []resend
 	aside     []spool.Ref // leased, but too big for this contact: given back when it ends
 	spent     int64
 	owing     time.Time // when the last packet of mere receipts left
@@ -357,52 +357,6 @@ func (b *Bridge) overdue(c *Contact, attempts int) time.Duration {
 	return base
 }
 
-// again makes a packet once more that was exposed and not acknowledged; nil when it is not needed any more.
-func (d *desk) again(s *spool.Sent) (*transport.Packet, error) {
-	p, err := d.b.rebuild(s)
-	switch {
-	case errors.Is(err, errGone) || errors.Is(err, spool.ErrNotFound):
-		return nil, d.b.giveUp(s)
-	case err != nil:
-		d.b.log.Warn("cannot send again", "packet", transport.ID(s.Packet).String(), "err", err)
-		return nil, nil
-	}
-	return p, nil
-}
-
-// giveUp forgets that a packet can be sent again: what is left of its legs becomes due.
-func (b *Bridge) giveUp(s *spool.Sent) error {
-	return b.spool.Apply(func(tx *spool.Tx) error {
-		in := s
-		if s.Kind == sentHop && s.InnerSession != ([8]byte{}) {
-			x, err := tx.Sent(s.InnerSession, s.InnerSeq)
-			if errors.Is(err, spool.ErrNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			in = x
-		}
-		for _, ref := range in.Refs {
-			item, err := tx.Item(ref.ID)
-			if errors.Is(err, spool.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if leg := &item.Legs[ref.Leg]; leg.State == spool.Sealed {
-				leg.State, leg.At = spool.Due, time.Time{}
-				if err := tx.Save(item); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-}
-
 // Sent notes that the carrier took a packet (transport.Station).
 func (d *desk) Sent(p *transport.Packet) {
 	d.mu.Lock()
@@ -417,77 +371,6 @@ func (d *desk) Sent(p *transport.Packet) {
 			}
 		}
 	}
-}
-
-// Finished reports whether an own packet may be taken off the carrier (transport.Station).
-func (d *desk) Finished(id transport.ID) bool {
-	var done bool
-	err := d.b.spool.View(func(tx *spool.Tx) error {
-		if tx.KV(finishedPackets).Get(id[:]) != nil {
-			done = true
-		}
-		return nil
-	})
-	return err == nil && done
-}
-
-// finishedPackets remembers packets on folders that were acknowledged, until they are gone from the folder for sure.
-// A packet that this index does not know is left alone: it may come from a life that was restored away.
-const finishedPackets = "finished"
-
-// Present tells which own packets still lie on a folder: those that are missing and not acknowledged are written again.
-// So are receipts for packets of the neighbour that still lie there, unless they lie there too, unread.
-func (d *desk) Present(own []transport.Entry) {
-	have := map[[32]byte]int64{}
-	for _, e := range own {
-		if id, err := transport.ParseID(e.Name); err == nil {
-			have[id] = e.Size
-		}
-	}
-	d.mu.Lock()
-	repeats := d.repeats
-	d.repeats = nil
-	d.mu.Unlock()
-	lies := map[[8]byte]uint64{}
-	d.plan(func(s *spool.Sent) bool {
-		if s.Carrier != d.carrier {
-			return false
-		}
-		if size, ok := have[s.Packet]; !ok || size != s.Size {
-			return true
-		}
-		if len(repeats) > 0 {
-			receiptsIn(s.Recipe, lies)
-		}
-		return false
-	})
-	for _, r := range repeats {
-		if lies[r.ses.keys.ID] < r.count {
-			d.b.ses.oweAgain(r.ses, r.count)
-		}
-	}
-}
-
-// plan chooses what of the unacknowledged goes again in this contact: want is asked about every packet that was
-// handed to the neighbour. Mere receipts are not sent again: they are made anew when they are missed.
-func (d *desk) plan(want func(*spool.Sent) bool) {
-	var list []*spool.Sent
-	err := d.b.spool.View(func(tx *spool.Tx) error {
-		return tx.EachSent(func(s *spool.Sent) error {
-			if s.Next == d.node && s.Packet != ([32]byte{}) && s.At.Before(d.began) && want(s) && s.Kind != sentControl {
-				list = append(list, s)
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		d.b.log.Error("read what was sent", "err", err)
-		return
-	}
-	d.mu.Lock()
-	d.resend = append(d.resend, list...)
-	d.mu.Unlock()
-	d.kick()
 }
 
 // Known reports whether an incoming packet was taken before (transport.Station). Its receipt is then due again, once

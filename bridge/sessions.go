@@ -308,6 +308,11 @@ func (s *sessions) remove(b *Bridge, match func(*session) bool) error {
 			if err := tx.KV(tombstones).Put(x.keys.TH[:], timeBytes(b.keys.Card().KeepUntil)); err != nil {
 				return err
 			}
+			// its packets would lie on folders for ever, unknown
+			err := tx.SentRange(x.keys.ID, 0, 1<<48, func(r *spool.Sent) error { return withdraw(tx, r, b.now()) })
+			if err != nil {
+				return err
+			}
 			if err := tx.DeleteSession(x.keys.ID); err != nil {
 				return err
 			}

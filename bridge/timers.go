@@ -163,7 +163,10 @@ func (b *Bridge) hourly(now time.Time) {
 		if err := b.spool.Forget(now); err != nil {
 			b.log.Error("forget old duplicates", "err", err)
 		}
-		b.prune(finishedPackets, now.Add(-90*24*time.Hour))
+		if err := b.jobs.Forget(now); err != nil {
+			b.log.Error("forget old jobs", "err", err)
+		}
+		b.prune(finishedPackets, now.Add(-400*24*time.Hour)) // a stick may be away for long
 		b.prune(refusedHeads, now.Add(-90*24*time.Hour))
 		b.prune(quietItems, now.Add(-400*24*time.Hour))
 		b.prune("refusals", now.Add(-24*time.Hour))
