@@ -97,7 +97,7 @@ func New(o Options) (*Bridge, error) {
 	if err := b.ses.load(b); err != nil {
 		return nil, fmt.Errorf("read the sessions: %w", err)
 	}
-	if err := b.checkCopied(); err != nil {
+	if err := b.checkLife(); err != nil {
 		return nil, err
 	}
 	if err := b.quota.load(b); err != nil {
@@ -156,30 +156,6 @@ func (b *Bridge) Run(ctx context.Context) error {
 	start(b.runContacts)
 	wg.Wait()
 	return context.Cause(ctx)
-}
-
-// checkCopied starts a new incarnation when the spool is a copy of another, before any link opens (docs/custody.md).
-func (b *Bridge) checkCopied() error {
-	if !b.spool.Copied() {
-		return nil
-	}
-	return b.Restored("the index is a copy of another one")
-}
-
-// Restored begins a new life of this node after its spool was put back from an older copy: new sealing key and card,
-// sessions draining. Peers notice at the next contact and send again what has no outcome.
-func (b *Bridge) Restored(why string) error {
-	if _, err := b.keys.NewIncarnation(b.now()); err != nil {
-		return fmt.Errorf("start a new incarnation: %w", err)
-	}
-	if err := b.ses.drainAll(b); err != nil {
-		return fmt.Errorf("end the old sessions: %w", err)
-	}
-	if err := b.spool.AcceptCopy(); err != nil {
-		return fmt.Errorf("adopt the copied spool: %w", err)
-	}
-	b.log.Warn("new incarnation", "why", why, "card", b.keys.Card().Serial)
-	return nil
 }
 
 // fail ends Run: the spool takes nothing any more.

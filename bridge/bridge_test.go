@@ -31,6 +31,8 @@ type node struct {
 	now  func() time.Time
 
 	noContacts bool
+	lab        *lab  // set for nodes of a lab, see lab_test.go
+	sink       *sink // their mail system
 }
 
 func newNode(t *testing.T, name string) *node {
@@ -56,11 +58,15 @@ func (n *node) mail(user string) string { return filepath.Join(n.dir, "mail", us
 func (n *node) open() {
 	n.t.Helper()
 	var b *Bridge
-	sp, err := spool.Open(filepath.Join(n.dir, "spool"), spool.Options{Reserve: 1, OnDue: func(d spool.Dest) {
+	so := spool.Options{Reserve: 1, OnDue: func(d spool.Dest) {
 		if b != nil {
 			b.OnDue(d)
 		}
-	}})
+	}}
+	if n.lab != nil {
+		n.lab.spoolOptions(n, &so)
+	}
+	sp, err := spool.Open(filepath.Join(n.dir, "spool"), so)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -70,7 +76,13 @@ func (n *node) open() {
 		level = slog.LevelInfo
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{n.t}, &slog.HandlerOptions{Level: level})).With("node", n.name)
-	b, err = New(Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now, Stream: n.stream(), NoContacts: n.noContacts})
+	o := Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now, NoContacts: n.noContacts}
+	if n.lab != nil {
+		n.lab.options(n, &o)
+	} else {
+		o.Stream = n.stream()
+	}
+	b, err = New(o)
 	if err != nil {
 		n.t.Fatal(err)
 	}

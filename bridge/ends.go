@@ -134,6 +134,9 @@ func (b *Bridge) follow(item *spool.Item, fresh []int, dsnTaken map[int]bool) (a
 func (b *Bridge) report(item *spool.Item, fresh []int, dsnTaken map[int]bool) (*addition, error) {
 	now := b.now()
 	r := &envelope.Report{Ref: item.Env.ID, Node: b.Policy().Name}
+	if !item.Parent.IsZero() {
+		r.Ref = item.Parent // it was entered here under another id
+	}
 	for _, i := range fresh {
 		o := item.Outcomes[i]
 		o.DSN = dsnTaken[i]

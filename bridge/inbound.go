@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -147,60 +148,136 @@ func (b *Bridge) newCard(peer envelope.NodeID, raw []byte) error {
 	switch err := seal.CompareCards(held, c); {
 	case errors.Is(err, seal.ErrOlderCard):
 		return nil
+	case errors.Is(err, seal.ErrContested):
+		b.contest(peer, "two cards that exclude each other")
+		return err
 	case err != nil:
 		return err
 	}
 	if held != nil && held.Serial == c.Serial {
 		return nil
 	}
-	err = b.spool.Apply(func(tx *spool.Tx) error { return tx.KV("cards").Put(peer[:], raw) })
-	if err != nil {
+	// The card is stored last: after a crash it comes again, and so does what follows from it.
+	if held != nil && !c.Revoked() && held.Incarnation != c.Incarnation {
+		b.log.Warn("a peer has a new incarnation: what has no outcome goes again", "peer", b.Policy().nodeName(peer))
+		if err := b.renewed(peer, b.ses.ofLife(peer, c.Incarnation)); err != nil {
+			return err
+		}
+	}
+	err = b.spool.ApplyUrgent(func(tx *spool.Tx) error { return tx.KV("cards").Put(peer[:], raw) })
+	if err != nil || !c.Revoked() {
 		return err
 	}
-	if held != nil && held.Incarnation != c.Incarnation {
-		b.log.Warn("a peer has a new incarnation: what has no outcome goes again", "peer", b.Policy().nodeName(peer))
-		return b.renewed(peer, nil)
+	b.log.Warn("a peer's identity is revoked", "peer", b.Policy().nodeName(peer))
+	return b.endSessions(peer)
+}
+
+// ofLife returns the sessions of a peer's present life.
+func (s *sessions) ofLife(peer envelope.NodeID, life [8]byte) map[*session]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keep := map[*session]bool{}
+	for _, x := range s.all {
+		if x.peer == peer && x.keys.PeerIncarnation == life {
+			keep[x] = true
+		}
 	}
-	return nil
+	return keep
 }
 
 const refusedHeads = "refused-heads"
 
-// refuse puts a bad packet into quarantine, remembers its head so that it is not read again from a folder, and lets
-// the neighbour know.
-func (in *incoming) refuse(r *hashing, cause *badPacket) error {
+// readToRefuse is how much of a packet whose first bytes say that it is none of ours is read to learn its name.
+const readToRefuse = 16 << 20
+
+// refuse puts a bad packet into quarantine, remembers it so that this is done once, and lets the neighbour know.
+//
+// A packet is remembered by its hash; only where its head alone decides, by that, so that it is not even opened again
+// on a folder. Otherwise a damaged copy, or one that a courier has forged, would hide the good one.
+func (in *incoming) refuse(ctx context.Context, r *hashing, cause *badPacket) error {
 	b := in.b
 	if in.greeting {
 		return fmt.Errorf("%w: %v", transport.ErrRefused, cause.err)
+	}
+	if in.box != nil && cause.reason != envelope.ReasonQuota {
+		return in.refuseInner(ctx, r, cause)
 	}
 	from := "unknown"
 	if !in.prev.IsZero() {
 		from = b.Policy().nodeName(in.prev)
 	}
-	// the rest is read, so that the hash names the packet and a stream stays in step
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		return fmt.Errorf("read a packet that is refused: %w", err)
+	unread := cause.head && in.size-r.n > readToRefuse
+	if !unread {
+		// the rest is read: the hash names the packet, and tells a damaged copy from a bad packet
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return fmt.Errorf("read a packet that is refused: %w", err)
+		}
 	}
-	b.log.Warn("packet refused", "from", from, "size", in.size, "reason", cause.reason.String(), "err", esc(cause.err.Error()))
+	var sum [32]byte
+	r.h.Sum(sum[:0])
 	if cause.reason != envelope.ReasonQuota {
+		known := false
 		err := b.spool.ApplyUrgent(func(tx *spool.Tx) error {
-			if len(in.head) == 0 {
-				return nil
+			kv := tx.KV(refusedHeads)
+			key := sum[:]
+			if cause.head && len(in.head) > 0 {
+				key = in.head
 			}
-			return tx.KV(refusedHeads).Put(in.head, append(timeBytes(b.now()), cause.Error()...))
+			known = kv.Get(key) != nil
+			return kv.Put(key, append(timeBytes(b.now()), cause.Error()...))
 		})
 		if err != nil {
 			return err
+		}
+		if known {
+			return fmt.Errorf("%w: %v", transport.ErrRefused, cause) // all has been said
 		}
 		if _, err := b.spool.Quarantine(cause.Error(), from, bytes.NewReader(in.head)); err != nil {
 			b.log.Error("quarantine", "err", err)
 		}
 	}
-	if !in.prev.IsZero() {
-		f := &envelope.Refused{Reason: cause.reason, Serial: cause.serial, Text: envelope.OneLine(cause.err.Error(), envelope.MaxRefusedText)}
-		copy(f.Packet[:], r.h.Sum(nil))
-		b.later(in.prev, record{envelope.RecordRefused, f.Append(nil)})
+	b.log.Warn("packet refused", "from", from, "size", in.size, "reason", cause.reason.String(), "err", esc(cause.err.Error()))
+	if !unread {
+		in.tellRefused(sum, cause)
 	}
+	return fmt.Errorf("%w: %v", transport.ErrRefused, cause)
+}
+
+// tellRefused lets the neighbour know what was refused, and why.
+func (in *incoming) tellRefused(hash [32]byte, cause *badPacket) {
+	if in.prev.IsZero() {
+		return
+	}
+	f := &envelope.Refused{Packet: hash, Reason: cause.reason, Serial: cause.serial, Text: envelope.OneLine(cause.err.Error(), envelope.MaxRefusedText)}
+	in.b.later(in.prev, record{envelope.RecordRefused, f.Append(nil)})
+}
+
+// refuseInner refuses the bundle inside a hop box for this node. The neighbour has done its part: it gets its receipt,
+// and passes the refusal on to where the bundle came from.
+func (in *incoming) refuseInner(ctx context.Context, r *hashing, cause *badPacket) error {
+	b := in.b
+	box := in.box
+	in.box = nil
+	if _, err := io.Copy(io.Discard, box); err != nil {
+		if errors.Is(err, transport.ErrIncomplete) {
+			return err
+		}
+		return in.refuse(ctx, r, &badPacket{reason: envelope.ReasonCorrupt, err: err}) // not what the box speaks of
+	}
+	in.marks = in.marks[:1]
+	in.remember, in.reports, in.helds, in.refs, in.cards, in.resets, in.forks, in.guest = nil, nil, nil, nil, nil, nil, nil, nil
+	if err := in.enterMarks(ctx); err != nil {
+		var bad *badPacket
+		if errors.As(err, &bad) {
+			return in.refuse(ctx, r, bad)
+		}
+		return err
+	}
+	if _, err := b.spool.Quarantine(cause.Error(), b.Policy().nodeName(in.prev), bytes.NewReader(in.head)); err != nil {
+		b.log.Error("quarantine", "err", err)
+	}
+	b.log.Warn("bundle refused", "by way of", b.Policy().nodeName(in.prev), "size", in.size, "reason", cause.reason.String(), "err", esc(cause.err.Error()))
+	in.tellRefused([32]byte(box.h.Sum(nil)), cause)
 	return fmt.Errorf("%w: %v", transport.ErrRefused, cause)
 }
 
@@ -324,9 +401,25 @@ func (q *quotas) load(b *Bridge) error {
 	return nil
 }
 
-// admit refuses a packet of a neighbour that has used up what it may queue here. The count is renewed when it says no,
-// at most once a second, and by the minute's timer.
+// smallPacket is up to where a packet is opened whatever its sender's quota: it may hold receipts, which free space.
+const smallPacket = 64 << 10
+
+// admit refuses a large packet of a neighbour that has used up what it may queue here, before it is read.
 func (q *quotas) admit(b *Bridge, node envelope.NodeID, size int64) error {
+	if size <= smallPacket {
+		return nil
+	}
+	return q.ask(b, node, size, false)
+}
+
+// charge books size bytes more that are queued here on behalf of a node, or refuses them.
+func (q *quotas) charge(b *Bridge, node envelope.NodeID, size int64) error {
+	return q.ask(b, node, size, true)
+}
+
+// ask looks whether one more item has room in a node's quota. The count is renewed when the answer is no, at most once
+// a second, and by the minute's timer.
+func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) error {
 	peer := b.Policy().peer(node)
 	if peer == nil {
 		return nil
@@ -338,16 +431,15 @@ func (q *quotas) admit(b *Bridge, node envelope.NodeID, size int64) error {
 	if maxCount == 0 {
 		maxCount = 100000
 	}
-	if size <= 64<<10 && b.spool.Full() {
-		return nil // it may be a receipt; mail inside is refused later
-	}
 	trust := "peer:" + node.Label().String()
 	over := func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		u := q.use[trust]
 		if u.bytes+size <= maxBytes && u.count < maxCount {
-			q.use[trust] = usage{u.bytes + size, u.count + 1}
+			if book {
+				q.use[trust] = usage{u.bytes + size, u.count + 1}
+			}
 			return false
 		}
 		return true

@@ -25,49 +25,107 @@ type arrival struct {
 	word string
 }
 
+// said is what a receipt tells besides what arrived.
+type said uint8
+
+const (
+	saidTrue   said = iota
+	saidOurs        // it speaks of packets that were never sent: this spool was put back or copied
+	saidTheirs      // the peer lacks what it had acknowledged: its spool was put back
+)
+
 // held takes a receipt: what the peer of a session says it has durably. A range is believed only where its check
-// agrees with our own record of every number in it; anything else stays unacknowledged. It returns false when the
-// receipt speaks of numbers that were never issued, which only a rolled-back or cloned spool explains.
-func (b *Bridge) held(tx *spool.Tx, peer envelope.NodeID, h *envelope.Held, now time.Time) (ok bool, log []arrival, err error) {
+// agrees with our own record of every number in it; anything else stays unacknowledged.
+//
+// The receipts of one life of the peer are growing sets, each within the next. So one that tells news and yet lacks
+// what was acknowledged before comes from a peer that was put back; and numbers never given out here, or with other
+// salts, mean that this spool was. Either is acted upon once: the session is sealed under no more.
+func (b *Bridge) held(tx *spool.Tx, peer envelope.NodeID, h *envelope.Held, now time.Time) (w said, log []arrival, err error) {
 	rec, err := tx.Session(h.Session)
 	if errors.Is(err, spool.ErrNotFound) {
-		return true, nil, nil // a session erased long ago, or a receipt gone astray
+		return saidTrue, nil, nil // a session erased long ago, or a receipt gone astray
 	}
 	if err != nil || rec.Peer != peer {
-		return true, nil, err
+		return saidTrue, nil, err
 	}
-	ok = true
-	changed := false
+	var news []*spool.Sent
+	lacks := !covers(h.Ranges, rec.Acked)
+	grown := false
 	for _, r := range h.Ranges {
 		if r.End() > rec.NextSeq {
-			ok = false
+			w = saidOurs
 			continue
 		}
-		news, believed, err := b.verify(tx, rec, r)
+		if lacks && straddles(rec.Acked, r) {
+			grown = true // no check of such a range can be made
+			continue
+		}
+		part, believed, err := b.verify(tx, rec, r)
 		if err != nil {
-			return ok, log, err
+			return w, nil, err
 		}
 		if !believed {
-			ok = false
+			w = saidOurs
 			continue
 		}
-		for _, s := range news {
-			if !rec.Acked.Add(s.Seq, seal.ItemCheck(s.Seq, s.Salt)) {
-				continue
-			}
-			changed = true
-			l, err := b.acked(tx, s, now)
-			if err != nil {
-				return ok, log, err
-			}
-			log = append(log, l...)
+		news = append(news, part...)
+	}
+	if w == saidTrue && lacks && (grown || len(news) > 0) {
+		w = saidTheirs
+	}
+	for _, s := range news {
+		if !rec.Acked.Add(s.Seq, seal.ItemCheck(s.Seq, s.Salt)) {
+			continue
+		}
+		l, err := b.acked(tx, s, now)
+		if err != nil {
+			return w, log, err
+		}
+		log = append(log, l...)
+	}
+	if w != saidTrue {
+		live := rec.State != sesDraining
+		ours, err := b.suspectSession(tx, rec)
+		if err != nil {
+			return w, log, err
+		}
+		if w == saidOurs && !ours || w == saidTheirs && !live {
+			w = saidTrue // known already, or about another life
 		}
 	}
-	if changed {
+	if len(news) > 0 {
 		rec.Heard = now
 		err = tx.PutSession(rec)
 	}
-	return ok, log, err
+	return w, log, err
+}
+
+// covers reports whether each range of b lies inside one of a.
+func covers(a, b envelope.Ranges) bool {
+	for _, x := range b {
+		in := false
+		for _, y := range a {
+			in = in || y.First <= x.First && x.End() <= y.End()
+		}
+		if !in {
+			return false
+		}
+	}
+	return true
+}
+
+// straddles reports whether r reaches over the edge of a range of set without holding it.
+func straddles(set envelope.Ranges, r envelope.Range) bool {
+	for _, a := range set {
+		if a.End() <= r.First || a.First >= r.End() {
+			continue
+		}
+		inside := a.First <= r.First && r.End() <= a.End()
+		if !inside && (a.First < r.First || r.End() < a.End()) {
+			return true
+		}
+	}
+	return false
 }
 
 // verify compares one range of a receipt with what was sent and what is acknowledged already.
@@ -266,43 +324,6 @@ func (b *Bridge) refusedSent(tx *spool.Tx, r *envelope.Refused) (*spool.Sent, er
 		return inner, err
 	}
 	return s, err
-}
-
-// renewed reacts to a peer that lost or renewed its memory: sessions to it drain, and everything without an outcome
-// goes again.
-func (b *Bridge) renewed(peer envelope.NodeID, keep *session) error {
-	if err := b.ses.drain(b, peer, keep); err != nil {
-		return err
-	}
-	dest := spool.NodeDest(peer)
-	for _, st := range []spool.State{spool.Sealed, spool.Travelling, spool.Arrived} {
-		var after envelope.ID
-		for {
-			items, more, err := b.spool.List(spool.Query{Dest: dest, State: st, After: after, Limit: 500})
-			if err != nil {
-				return err
-			}
-			for _, it := range items {
-				after = it.Env.ID
-				for k := range it.Legs {
-					if it.Legs[k].Dest != dest || it.Legs[k].State != st {
-						continue
-					}
-					err := b.spool.Apply(func(tx *spool.Tx) error {
-						_, err := b.moveLeg(tx, spool.Ref{ID: after, Leg: k}, spool.PeerRenewed, b.now(), "the peer has a new incarnation")
-						return err
-					})
-					if err != nil {
-						return err
-					}
-				}
-			}
-			if !more || len(items) == 0 {
-				break
-			}
-		}
-	}
-	return nil
 }
 
 // drainOne stops sealing under one session.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -34,7 +33,8 @@ type mark struct {
 	salt [16]byte
 	owe  bool // the peer waits for a receipt
 
-	count uint64 // numbers that came under the session, this one included; known after the commit
+	count  uint64 // numbers that came under the session, this one included; known after the commit
+	forked bool   // the number was taken before, with another salt; known after the commit
 }
 
 // incoming takes in one packet: verify all of it, then enter what it holds in one transaction, and nothing before.
@@ -52,13 +52,18 @@ type incoming struct {
 	head  []byte
 
 	adds     []*addition
+	reported []*envelope.ChannelReport
+	resumes  []*envelope.Resume
 	reports  []*envelope.Envelope
 	helds    []*envelope.Held
 	refs     []*envelope.Refused
 	cards    [][]byte
 	remember []*envelope.Envelope
+	resets   []*envelope.Reset
+	forks    []*envelope.Fork
 	count    int
-	reset    bool
+	noRoom   error    // why the mail of the bundle cannot be taken now; receipts in it still are
+	box      *payload // what a hop box for this node speaks of
 	guest    *session // the sender is not a peer: only an invitation lets it in
 	proof    []byte
 	mails    bool // some mail was entered
@@ -91,16 +96,12 @@ func (in *incoming) take(ctx context.Context, src io.Reader) error {
 	if err == nil {
 		return nil
 	}
-	defer in.discard()
-	var bad *badPacket
-	if !errors.As(err, &bad) {
-		return err
-	}
 	in.discard()
-	if errors.Is(err, transport.ErrIncomplete) {
+	var bad *badPacket
+	if !errors.As(err, &bad) || errors.Is(err, transport.ErrIncomplete) {
 		return err
 	}
-	return in.refuse(r, bad)
+	return in.refuse(ctx, r, bad)
 }
 
 // badPacket is a packet that will never be taken as it is.
@@ -108,7 +109,7 @@ type badPacket struct {
 	reason envelope.Reason
 	serial uint64
 	err    error
-	keep   bool // worth quarantining
+	head   bool // the leading bytes alone tell: nothing behind them can change it
 }
 
 func (e *badPacket) Error() string { return e.reason.String() + ": " + e.err.Error() }
@@ -149,7 +150,7 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 	}
 	h, err := seal.ParseHeader(raw[:])
 	if err != nil {
-		return bad(envelope.ReasonUnopenable, err)
+		return &badPacket{reason: envelope.ReasonUnopenable, err: err, head: true}
 	}
 	var offer []byte
 	if h.Offer() {
@@ -175,7 +176,11 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 		}
 	}
 	if !ok {
-		return bad(envelope.ReasonUnopenable, errors.New("no session of ours fits and it carries no offer: lost or erased state, or a stranger"))
+		return &badPacket{reason: envelope.ReasonUnopenable, head: true,
+			err: errors.New("no session of ours fits and it carries no offer: lost or erased state, or a stranger")}
+	}
+	if in.guest == nil && b.Policy().peer(ses.peer) == nil {
+		return bad(envelope.ReasonUnknown, fmt.Errorf("%s is no peer any more", ses.peer))
 	}
 	dup, err := b.duplicate(ses, seq, h.Salt)
 	if err != nil {
@@ -183,7 +188,7 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 	}
 	if dup.known {
 		if _, err := io.Copy(io.Discard, r); err != nil {
-			return err
+			return classify(err)
 		}
 		if in.peer.IsZero() {
 			in.peer = ses.peer
@@ -245,6 +250,7 @@ func (in *incoming) hop(ctx context.Context, r io.Reader, h seal.Header, m mark)
 	in.marks = append(in.marks, m)
 	pr := &payload{r: io.LimitReader(r, hop.Length), rest: r, left: hop.Length, want: hop.PayloadHash, h: sha256.New()}
 	if hop.Dest == b.ID().Label() {
+		in.box = pr
 		return in.item(ctx, pr, true)
 	}
 	return in.transit(ctx, pr, hop)
@@ -257,9 +263,19 @@ type payload struct {
 	left int64
 	want [16]byte
 	h    hash.Hash
+	err  error // sticky: what was found at the end
 }
 
 func (p *payload) Read(b []byte) (int, error) {
+	if p.err != nil {
+		return 0, p.err
+	}
+	n, err := p.read(b)
+	p.err = err
+	return n, err
+}
+
+func (p *payload) read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.h.Write(b[:n])
 	p.left -= int64(n)
@@ -281,6 +297,9 @@ func (p *payload) Read(b []byte) (int, error) {
 	return n, io.EOF
 }
 
+// transitGrace is how long a relay keeps a bundle beyond its expiry.
+const transitGrace = 14 * 24 * time.Hour
+
 // transit stores a bundle that this node only relays.
 func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) error {
 	b := in.b
@@ -300,6 +319,9 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 	case b.spool.Full():
 		return spool.ErrFull
 	}
+	if err := b.quota.charge(b, in.prev, hop.Length); err != nil {
+		return bad(envelope.ReasonQuota, err)
+	}
 	body := b.spool.NewBody()
 	if _, err := io.Copy(body, r); err != nil {
 		body.Discard()
@@ -310,7 +332,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 		return err
 	}
 	env := &envelope.Envelope{ID: envelope.NewID(now), Origin: b.ID(), Kind: envelope.KindTransit, Created: now,
-		Expires: hop.Expiry.Add(14 * 24 * time.Hour), Size: body.Size(), Sum: body.Sum(), Priority: 9 - int(min(hop.Class, 18))}
+		Expires: hop.Expiry.Add(transitGrace), Size: body.Size(), Sum: body.Sum(), Priority: 9 - int(min(hop.Class, 18))}
 	item := &spool.Item{Env: env, Trust: "peer:" + in.prev.Label().String(), Entered: now,
 		Legs:    []spool.Leg{{Dest: spool.NodeDest(next.ID), State: spool.Due}},
 		Transit: &spool.Transit{Dest: hop.Dest, Class: hop.Class, HopsLeft: hop.HopLimit - 1, From: in.prev}}
@@ -341,9 +363,30 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 			return errShutdown
 		}
 	}
+	if in.noRoom != nil {
+		return in.onlyReceipts(ctx)
+	}
 	m.owe = in.count > 0
 	in.marks = append(in.marks, m)
-	return in.enter(ctx)
+	err := in.enter(ctx)
+	if errors.Is(err, spool.ErrFull) {
+		in.noRoom = err
+		return in.onlyReceipts(ctx)
+	}
+	return err
+}
+
+// onlyReceipts ends a bundle whose mail cannot be taken now: what frees space, or ends mail, takes effect all the same,
+// and the bundle counts as never seen.
+func (in *incoming) onlyReceipts(ctx context.Context) error {
+	in.discard()
+	in.marks, in.remember = nil, nil
+	if in.guest == nil && len(in.helds)+len(in.refs)+len(in.reports) > 0 {
+		if err := in.enter(ctx); err != nil {
+			return err
+		}
+	}
+	return in.noRoom
 }
 
 // record stages one record; nothing of it has any effect before the bundle has been read to its authenticated end.
@@ -369,8 +412,16 @@ func (in *incoming) record(rec *bundle.Record) error {
 		}
 	case envelope.RecordCard:
 		in.cards = append(in.cards, bytes.Clone(rec.Body))
-	case envelope.RecordReset, envelope.RecordFork:
-		in.reset = true
+	case envelope.RecordReset:
+		var x *envelope.Reset
+		if x, err = envelope.ParseReset(rec.Body); err == nil {
+			in.resets = append(in.resets, x)
+		}
+	case envelope.RecordFork:
+		var x *envelope.Fork
+		if x, err = envelope.ParseFork(rec.Body); err == nil {
+			in.forks = append(in.forks, x)
+		}
 	case envelope.RecordInviteProof:
 		in.proof = bytes.Clone(rec.Body)
 	case envelope.RecordGreeting:
@@ -397,19 +448,43 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		b.log.Warn("an envelope of a kind this version does not know", "id", e.ID.String(), "kind", int(e.Kind))
 		return nil
 	}
-	var seen bool
-	if err := b.spool.View(func(tx *spool.Tx) error { seen = tx.Seen(e.Origin, e.ID); return nil }); err != nil {
-		return err
+	var parent envelope.ID
+	seen := func() (yes bool, err error) {
+		err = b.spool.View(func(tx *spool.Tx) error { yes = tx.Seen(e.Origin, e.ID); return nil })
+		return yes, err
 	}
-	if seen {
-		_, err := io.Copy(io.Discard, rec.Content)
+	if yes, err := seen(); err != nil {
 		return err
+	} else if yes {
+		had, err := b.before(e)
+		if err != nil {
+			return err
+		}
+		first, second := e, others(e, had)
+		if second != nil {
+			e, parent = second, first.ID
+			if yes, err = seen(); err != nil {
+				return err
+			}
+			had = nil
+		}
+		if yes {
+			if _, err := io.Copy(io.Discard, rec.Content); err != nil {
+				return err
+			}
+			if second != nil {
+				if had, err = b.before(second); err != nil {
+					return err
+				}
+			}
+			return in.tellAgain(first, had)
+		}
 	}
 	if s, refused := b.refuseMail(e); refused && in.guest == nil {
 		if _, err := io.Copy(io.Discard, rec.Content); err != nil {
 			return err
 		}
-		all := &spool.Item{Env: e, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
+		all := &spool.Item{Env: e, Parent: parent, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
 		fresh := make([]int, len(e.Mail.Recipients))
 		for i := range fresh {
 			fresh[i] = i
@@ -423,8 +498,17 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		in.remember = append(in.remember, e)
 		return nil
 	}
-	if b.spool.Full() {
-		return spool.ErrFull
+	if in.noRoom == nil && b.spool.Full() {
+		in.noRoom = spool.ErrFull
+	}
+	if in.noRoom == nil && in.guest == nil {
+		if err := b.quota.charge(b, e.Origin, e.Size); err != nil {
+			in.noRoom = bad(envelope.ReasonQuota, err)
+		}
+	}
+	if in.noRoom != nil {
+		_, err := io.Copy(io.Discard, rec.Content)
+		return err
 	}
 	body := b.spool.NewBody()
 	_, err := io.Copy(body, rec.Content)
@@ -433,6 +517,11 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 	}
 	if err != nil {
 		body.Discard()
+		if !errors.Is(err, spool.ErrFull) {
+			return err
+		}
+		in.noRoom = err
+		_, err := io.Copy(io.Discard, rec.Content)
 		return err
 	}
 	var item *spool.Item
@@ -440,220 +529,9 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		item = &spool.Item{Env: e} // restage completes it
 	} else {
 		item = b.arrive(e)
+		item.Parent = parent
 	}
 	in.adds = append(in.adds, &addition{item: item, body: body})
 	in.remember = append(in.remember, e)
 	return nil
-}
-
-// enter commits everything that a verified packet holds.
-func (in *incoming) enter(ctx context.Context) error {
-	b := in.b
-	if in.guest != nil {
-		if len(in.cards) == 0 {
-			return in.offerFault(seal.ErrUnknownPeer)
-		}
-		if err := b.honour(in.guest, in.proof, in.cards[0]); err != nil {
-			return bad(envelope.ReasonUnknown, err)
-		}
-		b.ses.adopt(in.guest)
-		in.restage()
-	}
-	for _, e := range in.reports {
-		if err := b.reported(e); err != nil {
-			return fmt.Errorf("take the report on %s: %w", e.Report.Ref, err)
-		}
-	}
-	for _, c := range in.cards {
-		if err := b.newCard(in.peer, c); err != nil {
-			b.log.Warn("card not taken", "peer", b.Policy().nodeName(in.peer), "err", err)
-		}
-	}
-	if in.reset {
-		if err := b.renewed(in.peer, nil); err != nil {
-			return err
-		}
-	}
-	return in.enterMarks(ctx)
-}
-
-// enterMarks is the transaction: replay sets, envelopes, duplicate memory, receipts.
-func (in *incoming) enterMarks(context.Context) error {
-	b := in.b
-	now := b.now()
-	var logs []arrival
-	var entered []*spool.Item
-	var rolled bool
-	apply := b.spool.Apply
-	if len(in.adds) == 0 {
-		apply = b.spool.ApplyUrgent
-	}
-	err := apply(func(tx *spool.Tx) error {
-		logs, entered, rolled = logs[:0], entered[:0], false
-		for i := range in.marks {
-			if err := in.enterMark(tx, &in.marks[i], now); err != nil {
-				return err
-			}
-		}
-		for _, a := range in.adds {
-			if a.item.Env.Kind == envelope.KindMail && tx.Seen(a.item.Env.Origin, a.item.Env.ID) {
-				continue
-			}
-			if err := tx.Add(a.item, a.body); err != nil {
-				return err
-			}
-			entered = append(entered, a.item)
-		}
-		for _, e := range in.remember {
-			if err := tx.Remember(e.Origin, e.ID, e.Expires.Add(14*24*time.Hour)); err != nil {
-				return err
-			}
-		}
-		for _, h := range in.helds {
-			ok, l, err := b.held(tx, in.peer, h, now)
-			if err != nil {
-				return err
-			}
-			rolled = rolled || !ok
-			logs = append(logs, l...)
-		}
-		for _, f := range in.refs {
-			if err := b.refused(tx, in.peer, f, now); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	in.after(entered, logs, now)
-	if rolled {
-		b.log.Error("a receipt speaks of packets this spool never sent: it was restored from an older copy, or copied", "peer", b.Policy().nodeName(in.peer))
-		return b.Restored("a peer's receipt")
-	}
-	return nil
-}
-
-// after does what follows a commit: memory, log lines, dead ends.
-func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) {
-	b := in.b
-	kept := map[*spool.Item]bool{}
-	for _, it := range entered {
-		kept[it] = true
-		if it.Env.Kind == envelope.KindMail {
-			in.mails = true
-			b.log.Info(fmt.Sprintf("%s: client=%s[%s]", it.Env.ID, b.Policy().nodeName(it.Env.Origin), it.Env.Origin), "service", "mochila")
-			b.logActive(it)
-			if hasDead(it) {
-				b.bury(it.Env.ID)
-			}
-		}
-	}
-	for _, a := range in.adds {
-		if !kept[a.item] {
-			a.discard()
-		}
-	}
-	in.adds = nil
-	for _, l := range logs {
-		leg := &l.item.Legs[l.leg]
-		if l.item.Env.Kind != envelope.KindMail {
-			continue
-		}
-		for _, i := range leg.Rcpts {
-			b.logDelivery(l.item, i, "arrived", b.Policy().nodeName(in.peer), envelope.Status{Code: 250, Enhanced: "2.0.0", Text: l.word}, now)
-		}
-	}
-	for _, m := range in.marks {
-		b.ses.confirm(m.ses, now)
-		if m.owe {
-			b.ses.owe(m.ses, m.count)
-		}
-	}
-	b.kickContacts()
-}
-
-// restage judges the mails of a guest again, now that it is a peer.
-func (in *incoming) restage() {
-	for _, a := range in.adds {
-		if a.item.Env.Kind == envelope.KindMail {
-			a.item = in.b.arrive(a.item.Env)
-		}
-	}
-}
-
-func (in *incoming) discard() {
-	for _, a := range in.adds {
-		a.discard()
-	}
-	in.adds = nil
-}
-
-// enterMark puts one number into its session's replay set.
-func (in *incoming) enterMark(tx *spool.Tx, m *mark, now time.Time) error {
-	b := in.b
-	rec, err := b.record(tx, m.ses)
-	if err != nil {
-		return err
-	}
-	m.count = rec.Recv.Count()
-	if old, known := tx.Salt(rec.ID, m.seq); rec.Recv.Contains(m.seq) && known && old == m.salt {
-		return nil // the same packet, by another way at the same moment
-	}
-	if !rec.Recv.Contains(m.seq) && !rec.Recv.Add(m.seq, seal.ItemCheck(m.seq, m.salt)) {
-		return bad(envelope.ReasonWindow, fmt.Errorf("more than %d gaps in the numbers of the session", envelope.MaxRanges))
-	}
-	m.count = rec.Recv.Count()
-	if lies := in.desk == nil || !in.desk.live; lies && !m.owe && !in.greeting {
-		if err := tx.KV(quietItems).Put(quietKey(rec.ID, m.seq), timeBytes(now)); err != nil {
-			return err
-		}
-	}
-	rec.OweHeld = rec.OweHeld || m.owe
-	rec.Heard = now
-	if rec.State == sesOffered {
-		rec.State = sesLive
-	}
-	if err := tx.PutSalt(rec.ID, m.seq, m.salt); err != nil {
-		return err
-	}
-	return tx.PutSession(rec)
-}
-
-// quietItems remembers the items of which nobody waits for a receipt and which may lie on a folder for long: seen
-// again there, they call for none either, else two nodes would answer each other's receipts for ever.
-const quietItems = "quiet"
-
-func quietKey(session [8]byte, seq uint64) []byte {
-	return binary.BigEndian.AppendUint64(append([]byte{}, session[:]...), seq)
-}
-
-// taken tells whether and how an item was taken before.
-type taken struct {
-	known bool
-	quiet bool   // nobody waits for its receipt
-	count uint64 // numbers that came under its session
-}
-
-// duplicate reports whether an item was taken before. A known number with another salt is not a replay but a sender
-// that was rolled back or cloned: its content decides.
-func (b *Bridge) duplicate(ses *session, seq uint64, salt [16]byte) (dup taken, err error) {
-	err = b.spool.View(func(tx *spool.Tx) error {
-		rec, err := tx.Session(ses.keys.ID)
-		if errors.Is(err, spool.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if !rec.Recv.Contains(seq) {
-			return nil
-		}
-		old, known := tx.Salt(rec.ID, seq)
-		dup = taken{known: known && old == salt, count: rec.Recv.Count()}
-		dup.quiet = dup.known && tx.KV(quietItems).Get(quietKey(rec.ID, seq)) != nil
-		return nil
-	})
-	return dup, err
 }

@@ -175,3 +175,22 @@ func parseIdentity(b []byte) ([]byte, error) {
 	}
 	return nil, badFormat("%s: no line %s…", fileIdentity, identityPrefix)
 }
+
+// fileBegun says that a spool has lived with this identity.
+const fileBegun = "begun"
+
+// Begun reports whether a spool has lived with this identity: an empty one beside it then is a spool that was lost.
+func (k *Keyring) Begun() bool {
+	_, err := k.fs.Lstat(filepath.Join(k.dir, fileBegun))
+	return err == nil
+}
+
+// Begin notes that a spool lives with this identity.
+func (k *Keyring) Begin() error {
+	if k.Begun() {
+		return nil
+	}
+	k.change.Lock()
+	defer k.change.Unlock()
+	return k.write(fileBegun, []byte("a spool has lived with this identity\n"))
+}

@@ -1,0 +1,496 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"mochila/bridge/deliver"
+	"mochila/bridge/route"
+	"mochila/internal/envelope"
+	"mochila/internal/seal"
+	"mochila/spool"
+	"mochila/transport"
+	"mochila/transport/transporttest"
+)
+
+// lab is a small world for tests: nodes with a clock of the test's own, sticks in memory, and a mail system that
+// remembers what it was given. Nothing happens by itself: a test moves the clock, makes contacts and delivers.
+type lab struct {
+	t *testing.T
+
+	mu     sync.Mutex
+	now    time.Time
+	sticks map[string]transport.Folder
+	free   map[string]int64 // bytes on a node's disk; not set: plenty
+	log    *logBook
+}
+
+// labStart is after the build date, so that no clock is suspect at first.
+var labStart = time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func newLab(t *testing.T) *lab {
+	return &lab{t: t, now: labStart, sticks: map[string]transport.Folder{}, free: map[string]int64{}, log: &logBook{}}
+}
+
+func (l *lab) clock() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now
+}
+
+// set moves the clock of all nodes.
+func (l *lab) set(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now = now
+}
+
+// stick returns the folder of that name, made when it is first asked for.
+func (l *lab) stick(name string) transport.Folder {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sticks[name] == nil {
+		l.sticks[name] = transporttest.NewMemFolder(0)
+	}
+	return l.sticks[name]
+}
+
+// mem is a stick that nothing wraps.
+func (l *lab) mem(name string) *transporttest.MemFolder {
+	l.t.Helper()
+	m, ok := l.stick(name).(*transporttest.MemFolder)
+	if !ok {
+		l.t.Fatalf("stick %s is wrapped", name)
+	}
+	return m
+}
+
+// node makes a node of the lab. Its mail system takes everything unless told otherwise.
+func (l *lab) node(name string) *node {
+	l.t.Helper()
+	n := &node{t: l.t, name: name, dir: l.t.TempDir(), now: l.clock, noContacts: true, lab: l}
+	n.sink = &sink{refuse: map[string]envelope.Status{}}
+	var err error
+	if n.keys, err = seal.Create(filepath.Join(n.dir, "identity"), seal.Options{Name: name, Now: l.clock()}); err != nil {
+		l.t.Fatal(err)
+	}
+	n.pol = &Policy{Name: name, Domain: name + ".example"}
+	if n.pol.Routes, err = route.New([]route.Rule{{To: []string{name + ".example", name + ".mochila"}, Via: "maildir:/" + name}}, nil); err != nil {
+		l.t.Fatal(err)
+	}
+	n.open()
+	l.t.Cleanup(n.close)
+	return n
+}
+
+func (l *lab) spoolOptions(n *node, o *spool.Options) {
+	o.Reserve = 100 << 20
+	o.Free = func() (int64, int64, error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if f, ok := l.free[n.name]; ok {
+			return f, 10 << 30, nil
+		}
+		return 5 << 30, 10 << 30, nil
+	}
+}
+
+// disk says how much room a node's disk has; below the lab's reserve of 100 MiB no mail is taken.
+func (l *lab) disk(n *node, free int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free[n.name] = free
+}
+
+func (l *lab) options(n *node, o *Options) {
+	o.Now = l.clock
+	o.Log = slog.New(slog.NewTextHandler(io.MultiWriter(testWriter{l.t}, l.log), &slog.HandlerOptions{Level: l.level()})).With("node", n.name)
+	o.Link = func(c *Contact) (transport.Link, error) {
+		name, ok := strings.CutPrefix(c.URL, "dir:")
+		if !ok {
+			return nil, fmt.Errorf("no such carrier in the lab: %s", c.URL)
+		}
+		if filepath.IsAbs(name) {
+			carrier, err := transport.Parse(transport.Schemes(), c.URL)
+			if err != nil {
+				return nil, err
+			}
+			return carrier.Link(transport.LinkOptions{Self: n.keys.ID().Label(), Peer: c.Node.Label()}), nil
+		}
+		return transport.NewFolderLink(l.stick(name), n.keys.ID().Label(), c.Node.Label(), transport.FolderOptions{}), nil
+	}
+	o.Deliver = func(via string) (deliver.Transport, error) { return n.sink, nil }
+}
+
+func (l *lab) level() slog.Level {
+	if testing.Verbose() {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
+}
+
+// pass lets time go by in steps of at most an hour, with all that a node does by the clock.
+func (l *lab) pass(d time.Duration, nodes ...*node) {
+	l.t.Helper()
+	for d > 0 {
+		step := min(d, 6*time.Hour)
+		d -= step
+		l.set(l.clock().Add(step))
+		for _, n := range nodes {
+			n.tick()
+		}
+	}
+}
+
+// tick does what the engine's timer does.
+func (n *node) tick() {
+	now := n.now()
+	n.b.clock.look(now)
+	if err := n.b.clock.store(n.b, now); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.b.quota.load(n.b); err != nil {
+		n.t.Fatal(err)
+	}
+	n.b.hourly(now)
+	n.b.Tick(now)
+}
+
+// meet makes all contacts of a node, with links that remember nothing, and delivers what came.
+func (n *node) meet() {
+	n.t.Helper()
+	for _, r := range n.contact() {
+		if r.Err != nil {
+			n.t.Fatalf("%s: contact with %s: %v", n.name, r.Node, r.Err)
+		}
+	}
+	n.deliver()
+}
+
+func (n *node) contact(only ...*Contact) []SyncResult {
+	n.b.mu.Lock()
+	for _, s := range n.b.contacts {
+		s.link = nil
+	}
+	n.b.mu.Unlock()
+	return n.b.Sync(context.Background(), only)
+}
+
+// deliver hands everything that is due to the node's mail system.
+func (n *node) deliver() {
+	n.t.Helper()
+	if n.b.Settled() {
+		return
+	}
+	n.drain()
+}
+
+// reopen ends the process of a node and starts another.
+func (n *node) reopen() {
+	n.t.Helper()
+	n.close()
+	n.open()
+}
+
+// sink is a mail system.
+type sink struct {
+	mu     sync.Mutex
+	got    []delivery
+	refuse map[string]envelope.Status // by recipient: 5yz fails, 4yz is tried again
+	dsn    bool                       // it takes over the duty to notify
+}
+
+type delivery struct {
+	from, to, content string
+	id                envelope.ID
+}
+
+func (s *sink) Deliver(_ context.Context, m *deliver.Message) []deliver.Result {
+	var out []deliver.Result
+	all := func(r deliver.Result) []deliver.Result {
+		for _, i := range m.Rcpts {
+			r.Rcpt = i
+			out = append(out, r)
+		}
+		return out
+	}
+	r, err := m.Open()
+	if err != nil {
+		return all(deliver.Result{Action: envelope.ActionPending, Status: envelope.Status{Code: 451, Enhanced: "4.3.0", Text: err.Error()}})
+	}
+	defer r.Close()
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return all(deliver.Result{Action: envelope.ActionPending, Status: envelope.Status{Code: 451, Enhanced: "4.3.0", Text: err.Error()}})
+	}
+	if sum := sumOf(content); sum != m.Env.Sum {
+		return all(deliver.Result{Action: envelope.ActionPending, Corrupt: true, Status: envelope.Status{Code: 451, Enhanced: "4.3.0", Text: "wrong sum"}})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range m.Rcpts {
+		to := m.Env.Mail.Recipients[i].Addr
+		if st, no := s.refuse[to]; no {
+			res := deliver.Result{Rcpt: i, Action: envelope.ActionFailed, Status: st, MTA: "sink"}
+			if st.Code/100 == 4 {
+				res.Action = envelope.ActionPending
+			}
+			out = append(out, res)
+			continue
+		}
+		s.got = append(s.got, delivery{from: m.Env.Mail.Sender, to: to, content: string(content), id: m.Env.ID})
+		out = append(out, deliver.Result{Rcpt: i, Action: envelope.ActionDelivered, MTA: "sink", DSN: s.dsn, Status: envelope.Status{Code: 250, Enhanced: "2.0.0", Text: "taken"}})
+	}
+	return out
+}
+
+func (s *sink) Close() error { return nil }
+
+// all returns what the mail system has got, without the notifications.
+func (s *sink) mails() (out []delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.got {
+		if d.from != "" {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// notices returns the notifications that came for an address.
+func (s *sink) notices(to string) (out []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.got {
+		if d.from == "" && d.to == to {
+			out = append(out, d.content)
+		}
+	}
+	return out
+}
+
+// count returns how often a mail with that text was delivered to somebody.
+func (s *sink) count(to, text string) (n int) {
+	for _, d := range s.mails() {
+		if d.to == to && strings.HasSuffix(d.content, text) {
+			n++
+		}
+	}
+	return n
+}
+
+// logBook keeps what the nodes of a lab log.
+type logBook struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (k *logBook) Write(p []byte) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.b.Write(p)
+}
+
+func (k *logBook) has(text string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return strings.Contains(k.b.String(), text)
+}
+
+// file is one packet as it lies on a stick.
+type file struct {
+	dir, name string
+	data      []byte
+}
+
+// lying returns the packets from one node for another on a stick, by name.
+func (l *lab) lying(stick string, from, to *node) (out []file) {
+	l.t.Helper()
+	f := l.stick(stick)
+	dir := "mochila/" + from.keys.ID().Label().String() + "/" + to.keys.ID().Label().String()
+	list, err := f.List(context.Background(), dir)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, e := range list {
+		if _, err := transport.ParseID(e.Name); err != nil {
+			continue
+		}
+		r, err := f.Get(context.Background(), dir, e.Name)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		r.Close()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		out = append(out, file{dir, e.Name, data})
+	}
+	return out
+}
+
+// take removes the packets from one node for another from a stick and returns them.
+func (l *lab) take(stick string, from, to *node) []file {
+	l.t.Helper()
+	out := l.lying(stick, from, to)
+	for _, p := range out {
+		if err := l.stick(stick).Remove(context.Background(), p.dir, p.name); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// put lays packets on a stick.
+func (l *lab) put(stick string, files ...file) {
+	for _, p := range files {
+		l.mem(stick).Set(p.dir, p.name, p.data)
+	}
+}
+
+// items lists what a node's queues hold.
+func (n *node) items() []*spool.Item {
+	n.t.Helper()
+	items, _, err := n.sp.List(spool.Query{})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return items
+}
+
+// mustEmpty fails unless nothing is left in the queues of the nodes.
+func mustEmpty(t *testing.T, nodes ...*node) {
+	t.Helper()
+	for _, n := range nodes {
+		for _, it := range n.items() {
+			to := ""
+			if it.Env.Mail != nil {
+				to = it.Env.Mail.Recipients[0].Addr
+			}
+			t.Errorf("left at %s: %s %v to <%s>: %+v", n.name, it.Env.ID, it.Env.Kind, to, it.Legs)
+			for _, e := range it.Log {
+				t.Logf("    %s %s %s", e.At.Format(time.RFC3339), e.What, e.Detail)
+			}
+		}
+	}
+}
+
+// quarantined returns the reasons of what a node has in quarantine.
+func (n *node) quarantined() (out []string) {
+	n.t.Helper()
+	list, err := n.sp.Quarantined()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, q := range list {
+		out = append(out, q.Reason)
+	}
+	return out
+}
+
+// settle lets nodes meet, deliver and age by a day, until nothing is left or rounds are over.
+func (l *lab) settle(rounds int, nodes ...*node) {
+	l.t.Helper()
+	for range rounds {
+		for range 3 {
+			for _, n := range nodes {
+				for _, r := range n.contact() {
+					if r.Err != nil && !errors.Is(r.Err, transport.ErrAbsent) {
+						l.t.Logf("%s: contact with %s: %v", n.name, r.Node, r.Err)
+					}
+				}
+				n.deliver()
+			}
+		}
+		if !slices.ContainsFunc(nodes, func(n *node) bool { return !n.empty() }) {
+			return
+		}
+		l.pass(24*time.Hour, nodes...)
+	}
+}
+
+// copyTree makes a hard copy of a spool between two commits, as a snapshot of the disk would.
+func (n *node) copyTree(to string) {
+	n.t.Helper()
+	err := n.sp.Apply(func(*spool.Tx) error {
+		if err := os.RemoveAll(to); err != nil {
+			return err
+		}
+		return os.CopyFS(to, os.DirFS(filepath.Join(n.dir, "spool")))
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// putBack replaces the spool of a closed node by a copy, keeping the inode of every file that is there still: what a
+// snapshot of the disk does, and nobody inside can see.
+func (n *node) putBack(from string) {
+	n.t.Helper()
+	root := filepath.Join(n.dir, "spool")
+	err := filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(root, p)
+		if _, err := os.Stat(filepath.Join(from, rel)); os.IsNotExist(err) {
+			return os.Remove(p)
+		}
+		return nil
+	})
+	if err == nil {
+		err = filepath.WalkDir(from, func(p string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			rel, _ := filepath.Rel(from, p)
+			to := filepath.Join(root, rel)
+			if d.IsDir() {
+				return os.MkdirAll(to, 0o700)
+			}
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(to, b, 0o600)
+		})
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// snapshot takes a hard copy of the spool and returns how to go back to it: the node is closed, its disk put back to
+// that moment, and opened.
+func (n *node) snapshot() (back func()) {
+	to := n.t.TempDir()
+	n.copyTree(to)
+	return func() {
+		n.t.Helper()
+		n.close()
+		n.putBack(to)
+		n.open()
+	}
+}
+
+// incarnation is a short name of a node's life.
+func (n *node) incarnation() string { return fmt.Sprintf("%x", n.keys.Incarnation()) }
+
+func sumOf(b []byte) [32]byte { return sha256.Sum256(b) }
+
+// packetID is the name of a packet with these bytes.
+func packetID(b []byte) string { return transport.ID(sumOf(b)).String() }
