@@ -53,6 +53,13 @@ func (b *Bridge) Act(id envelope.ID, v Verb) error {
 		return err
 	}
 	now := b.now()
+	if item.Env.Kind == envelope.KindJob && (v == VerbRemove || v == VerbExpire) {
+		// its number must have an end
+		if b.jobs.IsOwn(item) {
+			return b.jobs.Cancel(id)
+		}
+		return b.jobs.Drop(id)
+	}
 	switch v {
 	case VerbRemove:
 		if err := b.spool.Apply(func(tx *spool.Tx) error { return tx.Drop(id) }); err != nil {
@@ -150,8 +157,8 @@ func (b *Bridge) Visit(ctx context.Context, l transport.Link, url string) (trans
 	return l.Run(ctx, d)
 }
 
-// Settled reports whether nothing waits for local delivery except at places that are down.
-func (b *Bridge) Settled() bool { return b.out.idle() }
+// Settled reports whether nothing waits for local delivery except at places that are down, and no job runs.
+func (b *Bridge) Settled() bool { return b.out.idle() && b.jobs.Idle() }
 
 // idle reports whether no worker runs and no queue of a place that is up has something due.
 func (d *dispatcher) idle() bool {

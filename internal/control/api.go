@@ -103,7 +103,7 @@ type PeerStatus struct {
 
 // QueueItem is one envelope: one line of GET /v1/queue. The first seven keys are those of postqueue -j.
 type QueueItem struct {
-	QueueName    string           `json:"queue_name"` // active, deferred, hold, incoming
+	QueueName    string           `json:"queue_name"` // active, deferred, hold, incoming; ended in a Trace
 	QueueID      string           `json:"queue_id"`
 	ArrivalTime  int64            `json:"arrival_time"`
 	MessageSize  int64            `json:"message_size"`
@@ -187,6 +187,7 @@ type RouteTest struct {
 	OK      bool     `json:"ok"`
 	Why     []string `json:"why"`            // each rule, and why it did or did not take it
 	Next    string   `json:"next,omitempty"` // the contact it waits for
+	Status  error    `json:"-"`              // the refusal, when Result is one
 }
 
 // SyncRequest is POST /v1/sync. Targets are node names, carrier URLs or folders; none means every contact that is due.

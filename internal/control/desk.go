@@ -62,7 +62,7 @@ func (d *submitDesk) Flush(ctx context.Context, _ int64, site string) error {
 func (d *submitDesk) Verify(_ context.Context, addr string) (string, error) {
 	t := d.routeTest("", addr, 0)
 	if !t.OK {
-		return "", envelope.NewStatus(550, "5.1.2", t.Result)
+		return "", t.Status
 	}
 	return t.Result, nil
 }

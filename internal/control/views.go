@@ -278,9 +278,6 @@ func (n *Node) trace(text string) (*Trace, error) {
 	}
 	t := &Trace{Item: n.queueItem(it), Done: done}
 	if done {
-		t.Item.QueueName = "ended"
-	}
-	if done {
 		t.Item.QueueName, t.Item.Expires = "ended", time.Time{} // it is in no queue, and has no time left to lose
 	}
 	t.Events = append(t.Events, TraceEvent{At: it.Entered, What: "entered", Detail: "at " + n.config().Name + ", trust class " + it.Trust})
@@ -330,6 +327,7 @@ func (n *Node) content(text string) (io.ReadCloser, error) {
 // routeTest explains where mail to an address goes.
 func (n *Node) routeTest(from, to string, size int64) *RouteTest {
 	p := n.bridge.Policy()
+	to = n.bridge.Qualify(to)
 	t := &RouteTest{Address: to}
 	for _, x := range p.Routes.Explain(from, to, size) {
 		kind := "route"
@@ -341,7 +339,7 @@ func (n *Node) routeTest(from, to string, size int64) *RouteTest {
 	d, err := p.Routes.Lookup(from, to, size)
 	switch {
 	case err != nil:
-		t.Result = err.Error()
+		t.Result, t.Status = err.Error(), err
 	case d.Deliver:
 		t.OK = true
 		t.Result = fmt.Sprintf("%s: delivered here via %s", to, d.Rule.Via)
