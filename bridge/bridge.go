@@ -65,6 +65,7 @@ type Bridge struct {
 
 	stop context.CancelCauseFunc // ends Run; nil when it does not run
 
+	delays     delayScan
 	kicked     chan struct{}
 	background sync.WaitGroup // carriers' watchers
 }
