@@ -115,28 +115,43 @@ func (b *Bridge) explain(item *spool.Item) []string {
 	return out
 }
 
-// delayNotices tells senders, once a mail, that it waits longer than its contact usually takes.
+// delayScan is how far the hourly look for delayed mail has come. It belongs to the timers.
+type delayScan struct {
+	under bool
+	after envelope.ID
+}
+
+// delayChunk is how many items one step of the look takes, that a long queue does not keep the timers from their work.
+const delayChunk = 10000
+
+// delayNotices goes on with the look for mail that waits longer than its contact usually takes: its sender is told,
+// once a mail.
 func (b *Bridge) delayNotices(now time.Time) {
-	if b.clock.suspect() {
-		return
-	}
-	var after envelope.ID
-	for {
-		items, more, err := b.spool.List(spool.Query{After: after, Limit: 500, Match: func(it *spool.Item) bool {
-			return it.Env.Kind == envelope.KindMail && !it.Delayed && b.own(it.Env) && it.Env.Mail.Sender != ""
-		}})
+	d := &b.delays
+	youngest := now.Add(-b.Policy().Limits.DelayNotice)
+	for n := 0; d.under && n < delayChunk && !b.clock.suspect(); {
+		items, more, err := b.spool.List(spool.Query{After: d.after, Limit: 500})
 		if err != nil {
 			b.log.Error("look for delayed mail", "err", err)
 			return
 		}
+		n += len(items)
+		d.under = more
 		for _, it := range items {
-			after = it.Env.ID
-			if err := b.delayed(it, now); err != nil {
-				b.log.Error("delay notice", "id", after.String(), "err", err)
+			d.after = it.Env.ID
+			if it.Env.Kind != envelope.KindMail || !b.own(it.Env) {
+				continue
 			}
-		}
-		if !more || len(items) == 0 {
-			return
+			if it.Entered.After(youngest) {
+				d.under = false // and so are all that follow
+				break
+			}
+			if it.Delayed || it.Env.Mail.Sender == "" {
+				continue
+			}
+			if err := b.delayed(it, now); err != nil {
+				b.log.Error("delay notice", "id", d.after.String(), "err", err)
+			}
 		}
 	}
 }
@@ -171,19 +186,21 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	told := false
 	err = b.spool.Apply(func(tx *spool.Tx) error {
+		told = false
 		item, err := tx.Item(it.Env.ID)
 		if err != nil || item.Delayed {
-			return err
+			return gone(err)
 		}
-		item.Delayed = true
+		told, item.Delayed = true, true
 		item.AddLog(now, "delayed", "the sender was told")
 		if err := tx.Add(a.item, a.body); err != nil {
 			return err
 		}
 		return tx.Save(item)
 	})
-	if err != nil {
+	if err != nil || !told {
 		a.discard()
 	}
 	return err

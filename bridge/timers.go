@@ -16,7 +16,7 @@ func (b *Bridge) runTimers(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer b.background.Wait()
-	var minute, hour time.Time
+	var minute, hour time.Time // of the last chores
 	for {
 		select {
 		case <-ctx.Done():
@@ -45,6 +45,7 @@ func (b *Bridge) runTimers(ctx context.Context) {
 			hour = now
 			b.hourly(now)
 		}
+		b.delayNotices(now)
 		b.Tick(now)
 		wait := 10 * time.Second
 		if next := b.spool.NextWake(); !next.IsZero() {
@@ -81,25 +82,89 @@ func (b *Bridge) Tick(now time.Time) {
 			b.log.Error("look for what is due", "err", err)
 			return
 		}
-		progress := false
-		for _, ref := range refs {
-			if b.wakeRef(ref, now) {
-				progress = true
-			}
-		}
-		if len(refs) < 500 || !progress {
+		if progress := b.wakeAll(refs, now); len(refs) < 500 || !progress {
 			return
 		}
 	}
 }
 
-// wakeRef handles one due time; it reports whether anything changed.
-func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
-	if ref.Leg < 0 {
-		if b.clock.suspect() {
-			return false
+// wakeAll handles due times: what only becomes due again in one commit, the rest one by one. It reports whether
+// anything changed.
+func (b *Bridge) wakeAll(refs []spool.Ref, now time.Time) (progress bool) {
+	var again, rest []spool.Ref
+	err := b.spool.View(func(tx *spool.Tx) error {
+		for _, ref := range refs {
+			if ref.Leg < 0 {
+				rest = append(rest, ref)
+				continue
+			}
+			item, err := tx.Item(ref.ID)
+			if err != nil || ref.Leg >= len(item.Legs) {
+				continue // it has ended
+			}
+			if _, expired := b.expiredNow(item); expired || item.Legs[ref.Leg].State == spool.Arrived {
+				rest = append(rest, ref)
+			} else {
+				again = append(again, ref)
+			}
 		}
-		// what could not be ended now is told again: it must not be forgotten
+		return nil
+	})
+	if err == nil && len(again) > 0 {
+		err = b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+			for _, ref := range again {
+				if err := dueAgain(tx, ref, now); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		progress = err == nil
+	}
+	if err != nil {
+		b.log.Error("wake what is due", "err", err)
+	}
+	for _, ref := range rest {
+		if b.wakeRef(ref, now) {
+			progress = true
+		}
+	}
+	return progress
+}
+
+// dueAgain makes a leg due whose time has come: it was put off, or its receipt is overdue.
+func dueAgain(tx *spool.Tx, ref spool.Ref, now time.Time) error {
+	item, err := tx.Item(ref.ID)
+	if err != nil {
+		return gone(err)
+	}
+	leg := &item.Legs[ref.Leg]
+	if leg.At.IsZero() || leg.At.After(now) {
+		return nil
+	}
+	e := spool.Overdue
+	if leg.State == spool.Deferred {
+		e = spool.Wake
+	}
+	next, ok := spool.Next(leg.State, e)
+	if !ok {
+		return nil
+	}
+	if e == spool.Overdue {
+		item.AddLog(now, "overdue", "no receipt, sending again")
+		leg.Attempts++
+	}
+	leg.State, leg.At = next, time.Time{}
+	return tx.Save(item)
+}
+
+// wakeRef ends, if its time has come, an item that has expired or a leg whose outcome never came.
+func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
+	if b.clock.suspect() {
+		return false
+	}
+	// what could not be ended now is told again: it must not be forgotten
+	if ref.Leg < 0 {
 		err := b.expire(ref.ID)
 		if err == nil {
 			err = gone(b.spool.ApplyUrgent(func(tx *spool.Tx) error {
@@ -118,35 +183,14 @@ func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
 		return false
 	}
 	leg := &item.Legs[ref.Leg]
-	if leg.At.After(now) {
+	switch {
+	case leg.At.IsZero() || leg.At.After(now):
 		return false
-	}
-	switch leg.State {
-	case spool.Deferred:
-		return b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
-			if leg.State == spool.Deferred {
-				leg.State, leg.At = spool.Due, time.Time{}
-			}
-		}) == nil
-	case spool.Sealed, spool.Travelling:
-		if _, expired := b.expiredNow(item); expired {
-			return b.noted(ref.ID, b.expire(ref.ID))
-		}
-		return b.changeLeg(ref, func(item *spool.Item, leg *spool.Leg) {
-			if next, ok := spool.Next(leg.State, spool.Overdue); ok && !leg.At.After(now) {
-				item.AddLog(now, "overdue", "no receipt, sending again")
-				leg.State, leg.At = next, time.Time{}
-				leg.Attempts++
-			}
-		}) == nil
-	case spool.Arrived:
-		if b.clock.suspect() {
-			return false
-		}
+	case leg.State == spool.Arrived:
 		s := envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "it arrived, but no word of its delivery came back in time"}
 		return b.noted(ref.ID, b.endAny(item, ref, leg, s))
 	}
-	return false
+	return b.noted(ref.ID, b.expire(ref.ID))
 }
 
 // noted logs an error of something that the timers do; it reports whether there was none.
@@ -176,31 +220,43 @@ func (b *Bridge) hourly(now time.Time) {
 	if err := b.ses.erase(b, now); err != nil {
 		b.log.Error("erase old sessions", "err", err)
 	}
-	b.delayNotices(now)
+	b.delays = delayScan{under: true}
 }
 
-// prune removes entries whose first eight bytes are a time before limit.
+// prune removes entries whose first eight bytes are a time before limit, some at a time: others wait for the commit.
 func (b *Bridge) prune(table string, limit time.Time) {
-	err := b.spool.Apply(func(tx *spool.Tx) error {
-		kv := tx.KV(table)
+	for {
 		var old [][]byte
-		err := kv.Each(nil, func(k, v []byte) error {
-			if len(v) >= 8 && time.UnixMilli(int64(binary.BigEndian.Uint64(v))).Before(limit) {
-				old = append(old, append([]byte{}, k...))
-			}
-			return nil
+		err := b.spool.View(func(tx *spool.Tx) error {
+			return tx.KV(table).Each(nil, func(k, v []byte) error {
+				if len(v) >= 8 && time.UnixMilli(int64(binary.BigEndian.Uint64(v))).Before(limit) {
+					old = append(old, k)
+				}
+				if len(old) == 1000 {
+					return errEnough
+				}
+				return nil
+			})
 		})
-		if err != nil {
-			return err
+		if (err == nil || errors.Is(err, errEnough)) && len(old) > 0 {
+			err = b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+				for _, k := range old {
+					if err := tx.KV(table).Delete(k); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 		}
-		for _, k := range old {
-			if err := kv.Delete(k); err != nil {
-				return err
-			}
+		if err != nil && !errors.Is(err, errEnough) {
+			b.log.Error("prune", "table", table, "err", err)
+			return
 		}
-		return nil
-	})
-	if err != nil {
-		b.log.Error("prune", "table", table, "err", err)
+		if len(old) < 1000 {
+			return
+		}
 	}
 }
+
+// errEnough ends a walk early.
+var errEnough = errors.New("enough")
