@@ -38,6 +38,9 @@ func (d *desk) addReceipts(l *load, peer envelope.NodeID) (map[[8]byte]uint64, e
 	if err != nil {
 		return nil, err
 	}
+	if err := d.channelRecords(l, peer); err != nil {
+		return nil, err
+	}
 	l.records = append(l.records, b.takePending(peer)...)
 	if limit := b.now().Add(24 * time.Hour); l.expiry.Before(limit) {
 		l.expiry = limit
@@ -55,6 +58,9 @@ func (d *desk) receipts() (*transport.Packet, error) {
 		peers[n] = true
 	}
 	b.mu.Unlock()
+	for _, n := range b.jobs.Due(b.now()) {
+		peers[n] = true
+	}
 	for n := range peers {
 		if !d.serves(n) || n == d.node && len(d.hello) > 0 {
 			continue // the greeting says it; if it is lost, the next contact does

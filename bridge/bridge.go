@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mochila/bridge/deliver"
+	"mochila/bridge/jobs"
 	"mochila/internal/envelope"
 	"mochila/internal/envelope/bundle"
 	"mochila/internal/seal"
@@ -39,6 +40,8 @@ type Options struct {
 	Joined func(name, url string, card *seal.Card) (*Policy, error)
 	// Deliver opens a delivery; nil = deliver.New.
 	Deliver func(via string) (deliver.Transport, error)
+	// Runner starts the programs of jobs; nil = none is started here.
+	Runner jobs.Runner
 }
 
 // Bridge is one node at work. Its methods may be called from several goroutines.
@@ -54,6 +57,7 @@ type Bridge struct {
 	ses     sessions
 	out     dispatcher
 	quota   quotas
+	jobs    *jobs.Jobs
 	started time.Time
 
 	mu       sync.Mutex
@@ -98,6 +102,9 @@ func New(o Options) (*Bridge, error) {
 	if err := b.ses.load(b); err != nil {
 		return nil, fmt.Errorf("read the sessions: %w", err)
 	}
+	if b.jobs, err = b.newJobs(); err != nil {
+		return nil, err
+	}
 	if err := b.checkLife(); err != nil {
 		return nil, err
 	}
@@ -116,6 +123,9 @@ func (b *Bridge) SetPolicy(p *Policy) {
 	q.Limits = q.Limits.withDefaults()
 	b.policy.Store(&q)
 	b.out.kick()
+	if b.jobs != nil {
+		b.jobs.PolicyChanged()
+	}
 	b.kickContacts()
 }
 
@@ -155,6 +165,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	start(b.out.run)
 	start(b.runTimers)
 	start(b.runContacts)
+	start(b.jobs.Run)
 	wg.Wait()
 	return context.Cause(ctx)
 }

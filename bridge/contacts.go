@@ -222,6 +222,11 @@ func (b *Bridge) DueFor(c *Contact) bool {
 			return true
 		}
 	}
+	for _, n := range b.jobs.Due(b.now()) {
+		if through(n) {
+			return true
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for n := range b.pending {

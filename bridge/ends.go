@@ -277,6 +277,9 @@ func (b *Bridge) endAny(item *spool.Item, ref spool.Ref, leg *spool.Leg, s envel
 		}
 		return b.endLeg(ref, open, s)
 	}
+	if item.Env.Kind == envelope.KindJob && leg.Dest != spool.DeadDest {
+		return b.jobs.Expire(item, s.Text)
+	}
 	return b.dropLeg(ref, s.Text)
 }
 

@@ -53,7 +53,12 @@ func (in *incoming) enterMarks(context.Context) error {
 			apply = b.spool.Apply
 		}
 	}
+	if in.hasJobs() {
+		apply = b.spool.Apply
+	}
+	batch := b.jobs.Batch()
 	err := apply(func(tx *spool.Tx) error {
+		batch.Reset()
 		logs, entered, fault, lost = logs[:0], entered[:0], "", false
 		for i := range in.marks {
 			if err := in.enterMark(tx, &in.marks[i], now); err != nil {
@@ -103,11 +108,13 @@ func (in *incoming) enterMarks(context.Context) error {
 				return err
 			}
 		}
-		return nil
+		return in.enterJobs(tx, batch)
 	})
 	if err != nil {
 		return err
 	}
+	in.leaveJobs(batch)
+	batch.Committed()
 	in.after(entered, logs, now)
 	if fault != "" {
 		return b.ownFault(in.peer, fault)
@@ -179,6 +186,7 @@ func (in *incoming) discard() {
 		a.discard()
 	}
 	in.adds = nil
+	in.leaveJobs(nil)
 }
 
 // enterMark puts one number into its session's replay set.

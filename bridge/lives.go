@@ -68,6 +68,9 @@ func (b *Bridge) Restored(why string) error {
 	if _, err := b.keys.NewIncarnation(b.now()); err != nil {
 		return fmt.Errorf("start a new incarnation: %w", err)
 	}
+	if err := b.jobs.Restored(); err != nil {
+		return fmt.Errorf("hold the channels of jobs: %w", err)
+	}
 	if err := b.ses.drainAll(b); err != nil {
 		return fmt.Errorf("end the old sessions: %w", err)
 	}
@@ -96,6 +99,9 @@ func (b *Bridge) Restored(why string) error {
 // those in keep, and everything without an outcome goes again.
 func (b *Bridge) renewed(peer envelope.NodeID, keep map[*session]bool) error {
 	if err := b.ses.drain(b, peer, keep); err != nil {
+		return err
+	}
+	if err := b.jobs.PeerRenewed(peer); err != nil {
 		return err
 	}
 	return b.returnLegs(spool.NodeDest(peer), "the peer has a new incarnation")

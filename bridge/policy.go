@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"mochila/bridge/jobs"
 	"mochila/bridge/route"
 	"mochila/internal/envelope"
 	"mochila/internal/seal"
@@ -17,8 +18,9 @@ type Policy struct {
 	Peers      []*Peer
 	Contacts   []*Contact
 	Limits     Limits
-	BounceVia  string // where DSNs go that no deliver or route rule takes; "" = dead letters
-	Postmaster string // address behind <postmaster>; "" = postmaster@Domain
+	BounceVia  string      // where DSNs go that no deliver or route rule takes; "" = dead letters
+	Postmaster string      // address behind <postmaster>; "" = postmaster@Domain
+	Jobs       jobs.Policy // handlers and limits; names of nodes and retry times come from the rest
 }
 
 // Peer is a node whose card we hold, with what it may do here.

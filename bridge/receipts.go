@@ -238,8 +238,15 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 	if leg.State == spool.Done {
 		return nil, nil
 	}
-	if e == spool.DestHeld && item.Env.Kind == envelope.KindReport {
-		e = spool.Finish
+	if e == spool.DestHeld {
+		switch item.Env.Kind {
+		case envelope.KindReport, envelope.KindResult:
+			e = spool.Finish
+		case envelope.KindJob:
+			if err := b.jobs.Arrived(tx, item); err != nil {
+				return nil, err
+			}
+		}
 	}
 	next, ok := spool.Next(leg.State, e)
 	if !ok || next == leg.State {

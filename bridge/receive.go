@@ -52,6 +52,7 @@ type incoming struct {
 	head  []byte
 
 	adds     []*addition
+	jobs     []*addition // jobs and results
 	reported []*envelope.ChannelReport
 	resumes  []*envelope.Resume
 	reports  []*envelope.Envelope
@@ -344,7 +345,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m mark) error {
 	b := in.b
 	limit := b.Policy().Limits.MessageSize
-	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit), MaxRecords: 100000})
+	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
 	for n := 0; ; n++ {
 		rec, err := rd.Next()
 		if err == io.EOF {
@@ -412,6 +413,16 @@ func (in *incoming) record(rec *bundle.Record) error {
 		}
 	case envelope.RecordCard:
 		in.cards = append(in.cards, bytes.Clone(rec.Body))
+	case envelope.RecordChannel:
+		var c *envelope.ChannelReport
+		if c, err = envelope.ParseChannelReport(rec.Body); err == nil {
+			in.reported = append(in.reported, c)
+		}
+	case envelope.RecordResume:
+		var c *envelope.Resume
+		if c, err = envelope.ParseResume(rec.Body); err == nil {
+			in.resumes = append(in.resumes, c)
+		}
 	case envelope.RecordReset:
 		var x *envelope.Reset
 		if x, err = envelope.ParseReset(rec.Body); err == nil {
@@ -443,6 +454,8 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		in.reports = append(in.reports, e)
 		in.remember = append(in.remember, e)
 		return nil
+	case envelope.KindJob, envelope.KindResult:
+		return in.job(rec)
 	case envelope.KindMail:
 	default:
 		b.log.Warn("an envelope of a kind this version does not know", "id", e.ID.String(), "kind", int(e.Kind))

@@ -33,12 +33,14 @@ func WaitDest(origin envelope.NodeID) spool.Dest { return spool.Dest("jobs:" + o
 // Handler is a program that peers may run here, as far as the order of jobs is concerned.
 type Handler struct {
 	Name        string
-	Allow       []string // "PEER:CHANNEL" or "PEER:*", with the local names of peers
+	Allow       []string // "PEER:CHANNEL", with the local names of peers; "*" is any
 	Idempotent  bool     // may be started again when nobody knows whether it ran
 	Tries       int      // starts of one job that end in EX_TEMPFAIL or a timeout, at most; 0 means 1
 	OnFailure   string   // "stop" (default) the channel, "dead" letter, "skip"
 	Unordered   bool     // its jobs wait for none before them
 	Concurrency int      // jobs at once over all channels; 0 means 1
+	// Check says why a job may not bring these arguments and variables; nil: it may bring any.
+	Check func(args []string, env [][2]string) error
 }
 
 // Policy is the configuration as this package needs it: an immutable value.
@@ -90,7 +92,7 @@ func (p *Policy) knows(origin envelope.NodeID, channel string) bool {
 
 func (h *Handler) allows(peer, channel string) bool {
 	for _, a := range h.Allow {
-		if n, c, ok := strings.Cut(a, ":"); ok && n == peer && (c == channel || c == "*") {
+		if n, c, ok := strings.Cut(a, ":"); ok && (n == peer || n == "*") && (c == channel || c == "*") {
 			return true
 		}
 	}
@@ -117,7 +119,9 @@ type Start struct {
 	Args    []string
 	Env     [][2]string
 	Created time.Time
-	Size    int64 // of stdin
+	Expires time.Time
+	Size    int64    // of stdin
+	Sum     [32]byte // SHA-256 of stdin
 	Stdin   func() (io.ReadCloser, error)
 }
 
@@ -126,6 +130,7 @@ type Outcome struct {
 	NotStarted             bool // the program never ran: Reason says why. Temporary if Exit is 75
 	Exit, Signal           int
 	Timeout                bool
+	Unknown                bool // it ran, and something of ours went wrong: its status means nothing
 	Started, Ended         time.Time
 	Out, Err               io.Reader // what it wrote, up to the cap
 	DroppedOut, DroppedErr int64

@@ -273,7 +273,7 @@ func (j *Jobs) execute(ctx context.Context, r *run) bool {
 	job := env.Job
 	p := j.policy()
 	s := &Start{ID: env.ID, Origin: env.Origin, Peer: p.node(env.Origin), Channel: job.Channel, Epoch: job.Epoch, Seq: job.Seq,
-		Try: int(r.s.tries), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Size: env.Size,
+		Try: int(r.s.tries), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Expires: env.Expires, Size: env.Size, Sum: env.Sum,
 		Stdin: func() (io.ReadCloser, error) { return j.spool.OpenBody(env.ID) }}
 	j.log.Info(fmt.Sprintf("%s: job started, channel=%s:%s, seq=%d, handler=%s, try=%d", env.ID, s.Peer, job.Channel, job.Seq, job.Handler, s.Try), "service", "jobs")
 	out, err := j.o.Runner.Run(ctx, s)

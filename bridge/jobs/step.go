@@ -284,6 +284,11 @@ func (j *Jobs) judge(tx *spool.Tx, c *inChan, r *run, p *Policy, now time.Time) 
 	case r.s.flags&slotCrash != 0 && !h.Idempotent:
 		return verdict{end: envelope.JobUnknown, hold: true, why: "it was running when this node stopped"}, nil
 	}
+	if h.Check != nil {
+		if err := h.Check(job.Args, job.Env); err != nil {
+			return verdict{end: envelope.JobRefused, why: envelope.OneLine(err.Error(), envelope.MaxReason)}, nil
+		}
+	}
 	return verdict{run: h}, nil
 }
 
@@ -315,6 +320,8 @@ func (j *Jobs) conclude(tx *spool.Tx, b *Batch, c *inChan, r *run) error {
 	base := j.resultOf(r.item.Env, envelope.JobDone, now)
 	res.Ref, res.Node, res.Channel, res.Epoch, res.Seq, res.State = base.Ref, base.Node, base.Channel, base.Epoch, base.Seq, base.State
 	switch {
+	case out.Unknown:
+		res.State = envelope.JobUnknown
 	case out.NotStarted:
 		res.State = envelope.JobFailed
 	case out.Timeout:
@@ -322,7 +329,7 @@ func (j *Jobs) conclude(tx *spool.Tx, b *Batch, c *inChan, r *run) error {
 	case out.Exit != 0 || out.Signal != 0:
 		res.State = envelope.JobFailed
 	}
-	temporary := out.Timeout || out.Exit == 75 && out.Signal == 0
+	temporary := out.Timeout || out.Exit == 75 && out.Signal == 0 || out.Unknown && h.Idempotent
 	if res.State != envelope.JobDone && temporary && int(r.s.tries) < max(h.Tries, 1) {
 		r.s.at = now.Add(p.backoff(int(r.s.tries)))
 		if err := tx.KV(tabRun).Delete(r.s.id[:]); err != nil {
@@ -336,7 +343,9 @@ func (j *Jobs) conclude(tx *spool.Tx, b *Batch, c *inChan, r *run) error {
 		return tx.KV(r.table()).Put(r.key, r.s.encode())
 	}
 	hold, dead := false, false
-	if res.State != envelope.JobDone {
+	if res.State == envelope.JobUnknown {
+		hold = true
+	} else if res.State != envelope.JobDone {
 		switch h.OnFailure {
 		case "dead":
 			dead = true

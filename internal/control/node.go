@@ -112,6 +112,7 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
+		Runner: &runner{config: n.config, dir: filepath.Join(n.home.SpoolDir, "jobs")},
 		Stream: n.stream(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
@@ -195,6 +196,7 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 			DelayNotice: time.Duration(c.Limits.Delay), RetryMin: time.Duration(c.Limits.RetryMin), RetryMax: time.Duration(c.Limits.RetryMax),
 			Hops: c.Limits.Hops, Deliveries: c.Limits.Deliveries, BundleBytes: int64(c.Limits.Bundle), ReturnGrace: time.Duration(c.Limits.Grace),
 		}}
+	p.Jobs = jobsPolicy(c)
 	ids := map[string]envelope.NodeID{}
 	for i := range c.Peers {
 		x := &c.Peers[i]

@@ -1,0 +1,265 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"mochila/bridge/jobs"
+	"mochila/bridge/jobs/handler"
+	"mochila/internal/config"
+	"mochila/internal/envelope"
+)
+
+// jobsPolicy is what the configuration says about jobs, in the engine's terms.
+func jobsPolicy(c *config.Config) jobs.Policy {
+	p := jobs.Policy{}
+	for i := range c.Handlers {
+		h := &c.Handlers[i]
+		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry, OnFailure: h.OnFailure,
+			Unordered: h.Order == "none", Concurrency: h.Concurrency}
+		args := argPolicy(h)
+		env := handler.EnvPolicy{Allow: h.Env}
+		x.Check = func(a []string, v [][2]string) error {
+			if err := args.Check(a); err != nil {
+				return err
+			}
+			return env.Check(joinEnv(v))
+		}
+		p.Handlers = append(p.Handlers, x)
+	}
+	return p
+}
+
+func argPolicy(h *config.Handler) handler.ArgPolicy {
+	if h.Args {
+		return handler.ArgPolicy{Mode: handler.ArgsFree}
+	}
+	return handler.ArgPolicy{Mode: handler.ArgsNone}
+}
+
+func joinEnv(v [][2]string) []string {
+	var out []string
+	for _, x := range v {
+		out = append(out, x[0]+"="+x[1])
+	}
+	return out
+}
+
+// runner starts the programs of jobs as the configuration says at that moment (jobs.Runner). Each job has a folder
+// below dir while it runs: its working directory, and which process it is, for the start after a crash.
+type runner struct {
+	config func() *config.Config
+	dir    string
+}
+
+// killGrace is how long what a crash left running has to end by itself.
+const killGrace = 2 * time.Second
+
+// mark is the entry of a job's environment by which its processes are known.
+func mark(id envelope.ID) string { return "MOCHILA_JOB_ID=" + id.String() }
+
+// Run runs one program to its end.
+func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) {
+	no := func(temporary bool, format string, args ...any) (*jobs.Outcome, error) {
+		o := &jobs.Outcome{NotStarted: true, Exit: 127, Reason: envelope.OneLine("not started: "+fmt.Sprintf(format, args...), envelope.MaxReason)}
+		if temporary {
+			o.Exit = 75
+		}
+		return o, nil
+	}
+	c := r.config()
+	var h *config.Handler
+	for i := range c.Handlers {
+		if c.Handlers[i].Name == s.Handler {
+			h = &c.Handlers[i]
+		}
+	}
+	if h == nil {
+		return no(false, "there is no handler %q", s.Handler)
+	}
+	in, err := verified(s)
+	if err != nil {
+		return no(false, "standard input: %v", err)
+	}
+	defer in.Close()
+	home := filepath.Join(r.dir, s.ID.String())
+	work := filepath.Join(home, "work")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return no(true, "working directory: %v", err)
+	}
+	defer os.RemoveAll(home)
+	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: 0o077, Timeout: time.Duration(h.Timeout),
+		StdinSize: s.Size, OutputCap: int64(h.Output)}
+	account, place := "mochila", work
+	if h.User != "" {
+		a, err := handler.LookupAccount(h.User)
+		if err != nil {
+			return no(false, "%v", err)
+		}
+		account, place = a.Name, a.Home
+		if err := errors.Join(os.Chmod(r.dir, 0o711), os.Chmod(home, 0o711), os.Chown(work, int(a.UID), int(a.GID))); err != nil {
+			return no(false, "working directory: %v", err)
+		}
+	}
+	if spec.Dir == "" {
+		spec.Dir = work
+	}
+	if s.Size > 0 {
+		spec.Stdin = in
+	}
+	names := handler.Names{JobID: s.ID.String(), Node: c.Name, Origin: s.Peer, OriginID: s.Origin.Text(), Channel: s.Channel, Seq: s.Seq,
+		Handler: s.Handler, Attempt: s.Try, Created: s.Created, Expires: s.Expires, StdinSize: s.Size}
+	if s.Seq != 0 {
+		names.Epoch = hex.EncodeToString(s.Epoch[:])
+	}
+	spec.Env = handler.MergeEnv(handler.CleanEnv(place, account, ""), joinEnv(s.Env), names.Env())
+	stdout, stderr := &spill{dir: home}, &spill{dir: home}
+	spec.Stdout, spec.Stderr = stdout, stderr
+	o := handler.Run(ctx, spec, func(pid int, start uint64) error {
+		// it need not survive a crash of the machine: neither do the processes
+		return os.WriteFile(filepath.Join(home, "pid"), fmt.Appendf(nil, "%d %d\n", pid, start), 0o600)
+	})
+	if o.Cancelled {
+		stdout.Close()
+		stderr.Close()
+		return nil, fmt.Errorf("stopped: %w", context.Cause(ctx))
+	}
+	out := &jobs.Outcome{Exit: max(o.Exit, 0), Signal: o.Signal, Timeout: o.TimedOut, Started: o.Started, Ended: o.Ended, Reason: o.Err,
+		DroppedOut: max(o.StdoutBytes-stdout.n, 0), DroppedErr: max(o.StderrBytes-stderr.n, 0),
+		Close: func() { stdout.Close(); stderr.Close() }}
+	switch {
+	case !o.Ran():
+		out.NotStarted = true
+		out.Exit = 127
+		if o.Temporary {
+			out.Exit = 75
+		}
+	case o.Err != "":
+		out.Unknown = true
+	case o.TimedOut:
+		out.Reason = fmt.Sprintf("killed after %v", time.Duration(h.Timeout))
+	case o.Lingered:
+		out.Reason = "what it left running was killed"
+	}
+	if o.SinkErr != "" {
+		out.Reason = strings.TrimSpace(out.Reason + " output: " + o.SinkErr)
+	}
+	if out.Out, err = stdout.reader(); err == nil {
+		out.Err, err = stderr.reader()
+	}
+	if err != nil {
+		out.Reason = strings.TrimSpace(out.Reason + " output: " + err.Error())
+	}
+	out.Reason = envelope.OneLine(out.Reason, envelope.MaxReason)
+	return out, nil
+}
+
+// verified opens the input of a job and compares it with what was accepted: no program sees a byte of a content that the
+// disk has spoiled.
+func verified(s *jobs.Start) (io.ReadCloser, error) {
+	in, err := s.Stdin()
+	if err != nil || s.Size == 0 {
+		return in, err
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, in)
+	switch {
+	case err != nil:
+	case n != s.Size || [32]byte(h.Sum(nil)) != s.Sum:
+		err = errors.New("the content in the spool is not what was accepted")
+	default:
+		if k, ok := in.(io.Seeker); ok {
+			_, err = k.Seek(0, io.SeekStart)
+			break
+		}
+		in.Close()
+		return s.Stdin()
+	}
+	if err != nil {
+		in.Close()
+		return nil, err
+	}
+	return in, nil
+}
+
+// Kill ends what a crash left running of a job.
+func (r *runner) Kill(id envelope.ID) error {
+	home := filepath.Join(r.dir, id.String())
+	var pid int
+	var start uint64
+	if b, err := os.ReadFile(filepath.Join(home, "pid")); err == nil {
+		if p, s, ok := strings.Cut(strings.TrimSpace(string(b)), " "); ok {
+			pid, _ = strconv.Atoi(p)
+			start, _ = strconv.ParseUint(s, 10, 64)
+		}
+	}
+	if start == 0 {
+		pid = 0
+	}
+	_, err := handler.KillGroup(context.Background(), pid, start, mark(id), killGrace)
+	return errors.Join(err, os.RemoveAll(home))
+}
+
+// spillAt is how much output of a program is kept in memory.
+const spillAt = 256 << 10
+
+// spill keeps what is written in memory, and in a file when it is more.
+type spill struct {
+	dir string
+	n   int64
+	mem bytes.Buffer
+	f   *os.File
+}
+
+func (s *spill) Write(p []byte) (int, error) {
+	if s.f == nil && s.mem.Len()+len(p) > spillAt {
+		f, err := os.CreateTemp(s.dir, "out-")
+		if err != nil {
+			return 0, err
+		}
+		os.Remove(f.Name())
+		if _, err := f.Write(s.mem.Bytes()); err != nil {
+			f.Close()
+			return 0, err
+		}
+		s.f, s.mem = f, bytes.Buffer{}
+	}
+	var n int
+	var err error
+	if s.f != nil {
+		n, err = s.f.Write(p)
+	} else {
+		n, err = s.mem.Write(p)
+	}
+	s.n += int64(n)
+	return n, err
+}
+
+// reader returns what was written, from its beginning.
+func (s *spill) reader() (io.Reader, error) {
+	if s.f == nil {
+		return &s.mem, nil
+	}
+	_, err := s.f.Seek(0, io.SeekStart)
+	return s.f, err
+}
+
+// Close frees the file.
+func (s *spill) Close() error {
+	if s.f == nil {
+		return nil
+	}
+	return s.f.Close()
+}
+
+var _ jobs.Runner = (*runner)(nil)
