@@ -52,25 +52,30 @@ func (f *filter) flags(c *cobra.Command) {
 	c.Flags().IntVar(&f.limit, "limit", 0, "at most this `number`")
 }
 
+// values are the filter as a request has it, without its limit.
+func (f *filter) values() url.Values {
+	v := url.Values{}
+	for key, value := range map[string]string{"state": f.state, "dest": f.dest, "match": f.match} {
+		if value != "" {
+			v.Set(key, value)
+		}
+	}
+	return v
+}
+
 // each walks the queue page by page.
 func (f filter) each(ctx context.Context, c *control.Client, fn func(control.QueueItem) error) error {
 	after, seen := "", 0
 	for {
-		v := url.Values{}
-		set := func(key, value string) {
-			if value != "" {
-				v.Set(key, value)
-			}
-		}
+		v := f.values()
 		limit := pageSize
 		if f.limit > 0 {
 			limit = min(limit, f.limit-seen)
 		}
 		v.Set("limit", strconv.Itoa(limit))
-		set("after", after)
-		set("state", f.state)
-		set("dest", f.dest)
-		set("match", f.match)
+		if after != "" {
+			v.Set("after", after)
+		}
 		var page control.QueueList
 		if err := c.Get(ctx, "/v1/queue?"+v.Encode(), &page); err != nil {
 			return err
@@ -390,20 +395,11 @@ func (a *app) mailqCmd() *cobra.Command {
 				if a.json {
 					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.asJSON(it, true) })
 				}
-				total := 0
-				var bytes int64
-				err := f.each(c.Context(), n, func(it control.QueueItem) error {
-					if total == 0 {
-						a.printf("%s", control.MailqHeader)
-					}
-					total, bytes = total+1, bytes+it.MessageSize
-					a.printf("%s", control.MailqEntry(it))
-					return nil
-				})
-				if err == nil {
-					a.printf("%s", control.MailqFooter(total, bytes))
+				v := f.values()
+				if f.limit > 0 {
+					v.Set("limit", strconv.Itoa(f.limit))
 				}
-				return err
+				return n.Raw(c.Context(), "/v1/mailq?"+v.Encode(), a.out)
 			})
 		},
 	}

@@ -47,6 +47,7 @@ func (n *Node) Handler() http.Handler {
 	get("/v1/check", func(*http.Request) (any, error) { return n.check(), nil })
 	get("/v1/quarantine", func(*http.Request) (any, error) { return n.quarantined() })
 	mux.HandleFunc("GET /v1/content/{id}", n.serveContent)
+	mux.HandleFunc("GET /v1/mailq", n.serveMailq)
 	post("/v1/queue", func(r *http.Request) (any, error) {
 		var a QueueAction
 		if err := decode(r, &a); err != nil {
