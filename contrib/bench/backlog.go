@@ -36,7 +36,7 @@ func (b *bench) backlog() error {
 	defer func() { camp.stop() }()
 	n := b.scaled(backlogMails)
 	peaks := watch(camp.pid)
-	l, err := load(b.ctx, p.campAddr, 50, n, b.text.bodies(n, 2<<10))
+	l, err := load(b.ctx, p.campAddr, 50, n, b.text.bodies(n, 2<<10), 100)
 	rss, anon := peaks()
 	if err != nil {
 		return err

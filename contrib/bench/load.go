@@ -21,8 +21,8 @@ type loaded struct {
 }
 
 // load sends n messages over SMTP sessions that stay open; each session takes the next message when its last one was
-// answered 250. Message i is bodies[i%len(bodies)], which ends with a CRLF and has its dots doubled.
-func load(ctx context.Context, addr string, sessions, n int, bodies [][]byte) (loaded, error) {
+// answered 250. Message i is bodies[i%len(bodies)], dots doubled and ended by one, and goes to user i%users.
+func load(ctx context.Context, addr string, sessions, n int, bodies [][]byte, users int) (loaded, error) {
 	var next atomic.Int64
 	var mu sync.Mutex
 	var all []time.Duration
@@ -33,7 +33,7 @@ func load(ctx context.Context, addr string, sessions, n int, bodies [][]byte) (l
 	start := time.Now()
 	for range min(sessions, n) {
 		wg.Go(func() {
-			took, err := session(ctx, addr, func() ([]byte, int, bool) {
+			took, err := session(ctx, addr, users, func() ([]byte, int, bool) {
 				i := int(next.Add(1)) - 1
 				return bodies[i%len(bodies)], i, i < n
 			})
@@ -56,7 +56,7 @@ func load(ctx context.Context, addr string, sessions, n int, bodies [][]byte) (l
 }
 
 // session is one SMTP client.
-func session(ctx context.Context, addr string, next func() ([]byte, int, bool)) (took []time.Duration, err error) {
+func session(ctx context.Context, addr string, users int, next func() ([]byte, int, bool)) (took []time.Duration, err error) {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func session(ctx context.Context, addr string, next func() ([]byte, int, bool)) 
 		if err := say('2', []byte("MAIL FROM:<from@camp.example>\r\n")); err != nil {
 			return took, err
 		}
-		if err := say('2', fmt.Appendf(nil, "RCPT TO:<to%d@hub.example>\r\n", i%100)); err != nil {
+		if err := say('2', fmt.Appendf(nil, "RCPT TO:<to%d@hub.example>\r\n", i%users)); err != nil {
 			return took, err
 		}
 		if err := say('3', []byte("DATA\r\n")); err != nil {

@@ -127,7 +127,7 @@ func (b *bench) pathOnce(name string, n int, bodies [][]byte, start func(dir, si
 	}
 	defer stop()
 	from := time.Now()
-	l, err := load(b.ctx, addr, 10, n, bodies)
+	l, err := load(b.ctx, addr, 10, n, bodies, 100)
 	if err == nil {
 		err = s.wait(b.ctx, time.Minute)
 	}

@@ -71,7 +71,7 @@ func (b *bench) direct() error {
 		return err
 	}
 	defer s.close()
-	l, err := load(b.ctx, s.addr(), 10, n, b.text.bodies(n, 4<<10))
+	l, err := load(b.ctx, s.addr(), 10, n, b.text.bodies(n, 4<<10), 100)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (b *bench) relayOnce(w contestant, c relayCase, bodies [][]byte) error {
 	defer m.stop()
 	used, peaks := cpu(m.pid), watch(m.pid)
 	start := time.Now()
-	l, err := load(b.ctx, m.addr, c.sessions, n, bodies)
+	l, err := load(b.ctx, m.addr, c.sessions, n, bodies, 100)
 	if err == nil {
 		err = s.wait(b.ctx, time.Minute)
 	}

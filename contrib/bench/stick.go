@@ -83,7 +83,7 @@ func (b *bench) mochilaStick(name string, mails [][]byte, bySMTP bool) error {
 	s := &stages{b: b, name: name, n: len(mails)}
 	err = s.run("accept", func() error {
 		if bySMTP {
-			_, err := load(b.ctx, p.campAddr, 10, len(mails), mails)
+			_, err := load(b.ctx, p.campAddr, 10, len(mails), mails, 1)
 			return err
 		}
 		return b.each(mails, append(camp.sendmail, "to@hub.example")...)
@@ -289,7 +289,7 @@ func (b *bench) medium() error {
 		return err
 	}
 	defer camp.stop()
-	if _, err := load(b.ctx, p.campAddr, 10, len(mails), mails); err != nil {
+	if _, err := load(b.ctx, p.campAddr, 10, len(mails), mails, 1); err != nil {
 		return err
 	}
 	if err := os.Rename(away, p.stick); err != nil {
