@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"mochila/bridge/jobs"
 	"mochila/bridge/route"
 	"mochila/internal/envelope"
 	"mochila/internal/seal"
@@ -31,6 +32,7 @@ type node struct {
 	now  func() time.Time
 
 	noContacts bool
+	runner     jobs.Runner
 	lab        *lab  // set for nodes of a lab, see lab_test.go
 	sink       *sink // their mail system
 }
@@ -76,7 +78,7 @@ func (n *node) open() {
 		level = slog.LevelInfo
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{n.t}, &slog.HandlerOptions{Level: level})).With("node", n.name)
-	o := Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now, NoContacts: n.noContacts}
+	o := Options{Spool: sp, Keys: n.keys, Policy: n.pol, Log: log, Now: n.now, NoContacts: n.noContacts, Runner: n.runner}
 	if n.lab != nil {
 		n.lab.options(n, &o)
 	} else {

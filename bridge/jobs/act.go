@@ -3,6 +3,7 @@ package jobs
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -148,7 +149,7 @@ func (j *Jobs) skip(tx *spool.Tx, b *Batch, w *waiting) error {
 		r := o.res
 		r.Held, r.Ended = false, j.o.Now()
 		r.DroppedOut, r.DroppedErr, r.Stdout, r.Stderr = r.DroppedOut+r.Stdout, r.DroppedErr+r.Stderr, 0, 0
-		r.Reason = envelope.OneLine(r.Reason+" (passed over by an operator)", envelope.MaxReason)
+		r.Reason = envelope.OneLine(strings.TrimPrefix(r.Reason+"; passed over by an operator", "; "), envelope.MaxReason)
 		res = &r
 	}
 	if w.isNext() && w.c.status == held {

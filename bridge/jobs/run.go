@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -292,7 +293,7 @@ func (j *Jobs) execute(ctx context.Context, r *run) bool {
 		r.result.DroppedOut += r.result.Stdout
 		r.result.DroppedErr += r.result.Stderr
 		r.result.Stdout, r.result.Stderr = 0, 0
-		r.result.Reason = envelope.OneLine(or(r.result.Reason, "")+" output not kept: "+err.Error(), envelope.MaxReason)
+		r.result.Reason = envelope.OneLine(strings.TrimSpace(r.result.Reason+" output not kept: "+err.Error()), envelope.MaxReason)
 		r.content = j.spool.NewBody()
 		if err := r.content.Finish(); err != nil {
 			j.log.Error("jobs: result", "id", env.ID.String(), "err", err)
@@ -302,13 +303,6 @@ func (j *Jobs) execute(ctx context.Context, r *run) bool {
 		out.Close()
 	}
 	return true
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // gather puts what the program wrote into the content of the result.

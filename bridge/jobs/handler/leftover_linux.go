@@ -46,7 +46,8 @@ func parseStat(b []byte) (stat, error) {
 }
 
 func readStat(pid int) (stat, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	var buf [1024]byte
+	b, err := readSmall("/proc/"+strconv.Itoa(pid)+"/stat", buf[:])
 	if err != nil {
 		return stat{}, err
 	}
@@ -58,7 +59,8 @@ func readStat(pid int) (stat, error) {
 const tickBits = 40
 
 func boot() (uint64, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var buf [64]byte
+	b, err := readSmall("/proc/sys/kernel/random/boot_id", buf[:])
 	if err != nil {
 		return 0, fmt.Errorf("telling this boot from others: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +49,12 @@ var both = map[string]Limits{"plain": {}, "shim": {Files: 100}}
 // do runs a spec whose gaps are filled.
 func do(t testing.TB, s Spec) result {
 	t.Helper()
+	return doUntil(t, t.Context(), s)
+}
+
+// doUntil is do with a context.
+func doUntil(t testing.TB, ctx context.Context, s Spec) result {
+	t.Helper()
 	var out, errs bytes.Buffer
 	if s.Dir == "" {
 		s.Dir = t.TempDir()
@@ -62,7 +69,7 @@ func do(t testing.TB, s Spec) result {
 		s.Env = CleanEnv("/", "nobody", "")
 	}
 	started := 0
-	o := Run(t.Context(), s, func(pid int, startTime uint64) error {
+	o := Run(ctx, s, func(pid int, startTime uint64) error {
 		started++
 		if pid <= 1 || startTime == 0 {
 			t.Errorf("started with pid %d, start time %d", pid, startTime)
@@ -76,6 +83,27 @@ func do(t testing.TB, s Spec) result {
 		t.Errorf("ended %v before it started %v", o.Ended, o.Started)
 	}
 	return result{o, out.String(), errs.String()}
+}
+
+// trigger ends a context as soon as a program prints something.
+type trigger struct{ fire func() }
+
+func (g trigger) Write(b []byte) (int, error) { g.fire(); return len(b), nil }
+
+// doReady runs a program that is cancelled when it says that it is ready, with a marker in its environment, and
+// waits until the last of its processes has ended.
+func doReady(t *testing.T, s Spec) result {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	mark := marker(t)
+	s.Stdout, s.Env = trigger{cancel}, append(CleanEnv("/", "x", ""), mark)
+	r := doUntil(t, ctx, s)
+	if !r.Cancelled || r.TimedOut || r.OK() {
+		t.Errorf("%+v", r)
+	}
+	gone(t, mark)
+	return r
 }
 
 // gone waits until no living process has the marker in its environment: what was killed needs a moment to go.
@@ -387,7 +415,8 @@ func TestQuietGrandchild(t *testing.T) {
 // TestEscaped: a process in a session of its own is let go, and cannot hold the run by an open output.
 func TestEscaped(t *testing.T) {
 	mark := marker(t)
-	r := do(t, Spec{Command: script(t, "setsid sleep 1000 & exit 0"), Grace: 50 * time.Millisecond, Env: append(CleanEnv("/", "x", ""), mark)})
+	r := do(t, Spec{Command: script(t, "mkfifo up; setsid sh -c 'echo >up; exec sleep 1000' & read x <up; exit 0"), Grace: 50 * time.Millisecond,
+		Env: append(CleanEnv("/", "x", ""), mark)})
 	if r.Exit != 0 || !r.Lingered {
 		t.Errorf("%+v", r)
 	}
@@ -399,40 +428,51 @@ func TestEscaped(t *testing.T) {
 
 func TestTimeout(t *testing.T) {
 	for name, limits := range both {
+		mark := marker(t)
+		r := do(t, Spec{Command: script(t, "sleep 1000 & sleep 1000 & wait"), Limits: limits, Timeout: 300 * time.Millisecond, Env: append(CleanEnv("/", "x", ""), mark)})
+		if !r.TimedOut || r.Cancelled || r.Signal != 15 || r.Exit != -1 || r.Status() != 143 || r.Err != "" || r.OK() {
+			t.Errorf("%s: %+v", name, r)
+		}
+		gone(t, mark)
+	}
+}
+
+// TestAskedToEnd: SIGTERM to the group, and SIGKILL when that did not help.
+func TestAskedToEnd(t *testing.T) {
+	const long, short = time.Minute, 50 * time.Millisecond
+	for name, limits := range both {
 		for _, c := range []struct {
-			text string
-			exit int
-			sig  int
+			text      string
+			grace     time.Duration
+			exit, sig int
 		}{
-			{"sleep 1000", -1, 15},
-			{"trap 'exit 9' TERM; sleep 1000 & wait", 9, 0},
-			{"trap '' TERM; sleep 1000; sleep 1000", -1, 9},
-			{"sleep 1000 & (trap '' TERM; sleep 1000; sleep 1000) & wait", -1, 15},
-			{"kill -STOP $$", -1, 15},
+			{"echo; sleep 1000", long, -1, 15},
+			{"trap 'exit 9' TERM; echo; sleep 1000 & wait", long, 9, 0},
+			{"trap 'exit 0' TERM; echo; sleep 1000 & wait", long, 0, 0},
+			{"trap '' TERM; echo; sleep 1000; sleep 1000", short, -1, 9},
+			{"(trap '' TERM; echo; sleep 1000; sleep 1000) & wait", short, -1, 15},
+			{"echo; kill -STOP $$", long, -1, 15},
+			{"set -m; sleep 1000 & sleep 1000 & echo; wait", short, -1, 15}, // each in a group of its own
 		} {
-			mark := marker(t)
-			r := do(t, Spec{Command: script(t, c.text), Limits: limits, Timeout: 300 * time.Millisecond, Grace: 200 * time.Millisecond,
-				Env: append(CleanEnv("/", "x", ""), mark)})
-			if !r.TimedOut || r.Exit != c.exit || r.Signal != c.sig || r.Err != "" || r.OK() {
+			if r := doReady(t, Spec{Command: script(t, c.text), Limits: limits, Grace: c.grace}); r.Exit != c.exit || r.Signal != c.sig || r.Err != "" {
 				t.Errorf("%s: %q gave %+v", name, c.text, r)
 			}
-			gone(t, mark)
 		}
 	}
 }
 
-// TestTimeoutKeepsInputOpen: a program that is asked to end must not see an end of input instead.
-func TestTimeoutKeepsInputOpen(t *testing.T) {
+// endless is an input that goes on.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
+// TestEndKeepsInputOpen: a program that is asked to end must not see an end of input instead.
+func TestEndKeepsInputOpen(t *testing.T) {
 	dir := t.TempDir()
-	pr, pw := io.Pipe()
-	go pw.Write(make([]byte, 20<<10))
-	defer pw.Close()
-	stop := time.AfterFunc(2*time.Second, func() { pw.CloseWithError(errors.New("too late")) })
-	defer stop.Stop()
-	r := do(t, Spec{Command: script(t, "trap : TERM; cat >/dev/null && echo done >effect; exit 0"), Dir: dir,
-		Timeout: 200 * time.Millisecond, Grace: 100 * time.Millisecond, Stdin: pr, StdinSize: 1 << 20})
-	if _, err := os.Stat(filepath.Join(dir, "effect")); err == nil || r.OK() {
-		t.Errorf("the program took half of its input for all: %+v", r)
+	doReady(t, Spec{Command: script(t, "trap '' TERM; echo; cat >/dev/null && echo done >effect; exit 0"), Dir: dir,
+		Grace: 100 * time.Millisecond, Stdin: endless{}, StdinSize: 1 << 60})
+	if _, err := os.Stat(filepath.Join(dir, "effect")); err == nil {
+		t.Error("the program took half of its input for all")
 	}
 }
 
@@ -456,25 +496,12 @@ func TestCancel(t *testing.T) {
 
 // TestForkBomb: a program that does nothing but start itself again ends with its group, whatever its parts are at.
 func TestForkBomb(t *testing.T) {
-	mark := marker(t)
 	// A bomb with a short fuse: 2^7 processes, each of which goes on starting others, one at a time.
-	r := do(t, Spec{Command: script(t, `d=${1:-0}; if [ $d -lt 7 ]; then "$0" $((d+1)) & "$0" $((d+1)) & fi; trap '' TERM; while :; do sleep 0.05; done`),
-		Timeout: time.Second, Grace: 100 * time.Millisecond, Env: append(CleanEnv("/", "x", ""), mark)})
-	if !r.TimedOut || r.Signal != 9 {
+	r := doReady(t, Spec{Command: script(t, `trap '' TERM; d=${1:-0}; if [ $d -lt 7 ]; then "$0" $((d+1)) & "$0" $((d+1)) & fi
+		[ $d != 2 ] || echo; while :; do sleep 0.05; done`), Grace: 100 * time.Millisecond})
+	if r.Signal != 9 {
 		t.Errorf("%+v", r)
 	}
-	gone(t, mark)
-}
-
-func TestJobControlShell(t *testing.T) {
-	mark := marker(t)
-	// set -m puts each background job into a group of its own, within the session.
-	r := do(t, Spec{Command: script(t, "set -m; sleep 1000 & sleep 1000 & wait"), Timeout: 300 * time.Millisecond, Grace: 100 * time.Millisecond,
-		Env: append(CleanEnv("/", "x", ""), mark)})
-	if !r.TimedOut {
-		t.Errorf("%+v", r)
-	}
-	gone(t, mark)
 }
 
 // TestEnvironment: exactly what was asked for, descriptors and session included.
@@ -551,6 +578,45 @@ func TestUmask(t *testing.T) {
 	if now := unix.Umask(own); now != own {
 		t.Errorf("the umask of this process went from %#o to %#o", own, now)
 	}
+}
+
+// TestAtOnce: runs side by side do not see each other's umask, input, output or end, and leave nothing behind.
+func TestAtOnce(t *testing.T) {
+	command := script(t, `umask; cat; [ "$1" != hang ] || sleep 1000; exit "$2"`)
+	before := descriptors(t)
+	var all sync.WaitGroup
+	for i := range 24 {
+		all.Go(func() {
+			var out bytes.Buffer
+			mask := []int{0o22, 0o27, 0o77, 0}[i%4]
+			in := strings.Repeat(strconv.Itoa(i), 1000*i+1)
+			s := Spec{Command: command, Args: []string{"run", strconv.Itoa(i)}, Dir: "/", Env: CleanEnv("/", "x", ""), Umask: mask,
+				Stdin: strings.NewReader(in), StdinSize: int64(len(in)), Stdout: &out, OutputCap: -1}
+			if i%6 == 0 {
+				s.Limits.Files = 60 + i
+			}
+			if i%5 == 0 {
+				s.Args[0], s.Timeout, s.Grace = "hang", 300*time.Millisecond, 100*time.Millisecond
+			}
+			o := Run(t.Context(), s, func(int, uint64) error { return nil })
+			if want := fmt.Sprintf("%04o\n%s", mask, in); o.TimedOut != (i%5 == 0) || !o.TimedOut && (o.Exit != i || out.String() != want) {
+				t.Errorf("run %d: %+v, %.40q", i, o, out.String())
+			}
+		})
+	}
+	all.Wait()
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors were open before, %d are now", before, after)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
 }
 
 func TestLimits(t *testing.T) {

@@ -1,7 +1,6 @@
 package handler
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -9,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -116,11 +116,14 @@ func attributes(acct *Account, env []string, dir string, fds ...int) *syscall.Pr
 
 var errUmask = errors.New("a thread of its own umask is not possible here")
 
-// plain starts the program from a thread that has the umask and the rights the program shall inherit, and that ends
-// then, because they cannot be taken back.
+// plain starts the program from a thread that has the umask and the rights that the program shall inherit: any
+// thread if this process happens to have them, else a new one that ends then, because they cannot be taken back.
 func plain(s *Spec, acct *Account, fds [3]int) (int, error) {
 	closeOnExec()
 	attr, argv := attributes(acct, s.Env, s.Dir, fds[:]...), s.argv()
+	if suits(s) {
+		return syscall.ForkExec(argv[0], argv, attr)
+	}
 	type result struct {
 		pid int
 		err error
@@ -129,8 +132,8 @@ func plain(s *Spec, acct *Account, fds [3]int) (int, error) {
 	go func() {
 		runtime.LockOSThread() // for ever: the thread ends with this goroutine
 		var r result
-		if r.err = private(s.Umask); r.err == nil {
-			r.err = restrict(s.NoNewPrivs)
+		if r.err = restrict(s.NoNewPrivs); r.err == nil {
+			r.err = private(s.Umask)
 		}
 		if r.err == nil {
 			r.pid, r.err = syscall.ForkExec(argv[0], argv, attr)
@@ -141,6 +144,12 @@ func plain(s *Spec, acct *Account, fds [3]int) (int, error) {
 	return r.pid, r.err
 }
 
+// suits reports whether what this process starts gets the right umask, and no rights that it has to give up.
+func suits(s *Spec) bool {
+	mask, ambient, err := inherited()
+	return err == nil && mask == s.Umask && !ambient && !s.NoNewPrivs
+}
+
 // private gives this thread the umask without touching the others.
 func private(umask int) error {
 	if err := unix.Unshare(unix.CLONE_FS); err == nil {
@@ -148,18 +157,47 @@ func private(umask int) error {
 		return nil
 	}
 	// Some containers forbid unshare(2). The umask of the process may happen to be the right one.
-	b, err := os.ReadFile("/proc/thread-self/status")
-	if err != nil {
+	if mask, _, err := inherited(); err != nil || mask != umask {
 		return errUmask
 	}
-	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
-		if v, ok := bytes.CutPrefix(sc.Bytes(), []byte("Umask:")); ok {
-			if n, err := strconv.ParseUint(string(bytes.TrimSpace(v)), 8, 32); err == nil && int(n) == umask {
-				return nil
-			}
-		}
+	return nil
+}
+
+// inherited reads which umask this thread hands on, and whether capabilities too.
+func inherited() (umask int, ambient bool, err error) {
+	var buf [4096]byte
+	b, err := readSmall("/proc/thread-self/status", buf[:])
+	if err != nil {
+		return 0, false, err
 	}
-	return errUmask
+	v, ok := statusLine(b, "Umask:")
+	n, err := strconv.ParseUint(v, 8, 32)
+	if !ok || err != nil {
+		return 0, false, errUmask
+	}
+	caps, ok := statusLine(b, "CapAmb:")
+	return int(n), ok && strings.Trim(caps, "0") != "", nil
+}
+
+// statusLine finds a value in a file like /proc/self/status (proc_pid_status(5)).
+func statusLine(b []byte, name string) (string, bool) {
+	_, b, ok := bytes.Cut(b, []byte("\n"+name))
+	b, _, _ = bytes.Cut(b, []byte("\n"))
+	return string(bytes.TrimSpace(b)), ok
+}
+
+// readSmall reads a file of /proc, as much as fits, in fewer system calls than os.ReadFile.
+func readSmall(path string, buf []byte) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return nil, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return buf[:n], nil
 }
 
 // restrict takes from this thread, and from what it starts, the capabilities that a service manager gave this
