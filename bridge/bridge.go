@@ -108,9 +108,6 @@ func New(o Options) (*Bridge, error) {
 	if err := b.checkLife(); err != nil {
 		return nil, err
 	}
-	if err := b.quota.load(b); err != nil {
-		return nil, fmt.Errorf("count what peers have queued: %w", err)
-	}
 	return b, nil
 }
 
