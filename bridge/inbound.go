@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"time"
 
 	"mochila/bridge/route"
@@ -364,102 +363,6 @@ func (b *Bridge) met(node envelope.NodeID) {
 	if kick {
 		b.kickContacts()
 	}
-}
-
-// quotas counts what each peer has queued here: everything it relays or sends through this node.
-type quotas struct {
-	mu  sync.Mutex
-	use map[string]usage // by trust class
-	at  time.Time
-}
-
-type usage struct {
-	bytes int64
-	count int
-}
-
-func (q *quotas) load(b *Bridge) error {
-	use := map[string]usage{}
-	var after envelope.ID
-	for {
-		items, more, err := b.spool.List(spool.Query{After: after, Limit: 1000})
-		if err != nil {
-			return err
-		}
-		for _, it := range items {
-			after = it.Env.ID
-			u := use[it.Trust]
-			use[it.Trust] = usage{u.bytes + it.BodySize, u.count + 1}
-		}
-		if !more || len(items) == 0 {
-			break
-		}
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.use, q.at = use, b.now()
-	return nil
-}
-
-// smallPacket is up to where a packet is opened whatever its sender's quota: it may hold receipts, which free space.
-const smallPacket = 64 << 10
-
-// admit refuses a large packet of a neighbour that has used up what it may queue here, before it is read.
-func (q *quotas) admit(b *Bridge, node envelope.NodeID, size int64) error {
-	if size <= smallPacket {
-		return nil
-	}
-	return q.ask(b, node, size, false)
-}
-
-// charge books size bytes more that are queued here on behalf of a node, or refuses them.
-func (q *quotas) charge(b *Bridge, node envelope.NodeID, size int64) error {
-	return q.ask(b, node, size, true)
-}
-
-// ask looks whether one more item has room in a node's quota. The count is renewed when the answer is no, at most once
-// a second, and by the minute's timer.
-func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) error {
-	peer := b.Policy().peer(node)
-	if peer == nil {
-		return nil
-	}
-	maxBytes, maxCount := peer.MaxBytes, peer.MaxCount
-	if maxBytes == 0 {
-		maxBytes = 1 << 30
-	}
-	if maxCount == 0 {
-		maxCount = 100000
-	}
-	trust := "peer:" + node.Label().String()
-	over := func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		u := q.use[trust]
-		if u.bytes+size <= maxBytes && u.count < maxCount {
-			if book {
-				q.use[trust] = usage{u.bytes + size, u.count + 1}
-			}
-			return false
-		}
-		return true
-	}
-	if !over() {
-		return nil
-	}
-	q.mu.Lock()
-	stale := b.now().Sub(q.at) > time.Second
-	q.mu.Unlock()
-	if stale {
-		if err := q.load(b); err != nil {
-			return err
-		}
-		if !over() {
-			return nil
-		}
-	}
-	b.log.Warn("peer is over its quota", "peer", peer.Name, "bytes", maxBytes, "count", maxCount)
-	return fmt.Errorf("%w: %s is over its quota here", transport.ErrRefused, peer.Name)
 }
 
 // localPart is what stands before the last @ outside quotes.
