@@ -52,12 +52,19 @@ func (c *clock) load(b *Bridge) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last, c.mono = now.Round(0), now
+	newest := stored // trusted time
+	if accepted.After(newest) {
+		newest = accepted
+	}
 	switch {
-	case !accepted.IsZero() && now.After(accepted.Add(-clockBack)) && stored.Before(accepted.Add(clockForward)):
+	case !accepted.IsZero() && now.After(newest.Add(-clockBack)) && now.Before(newest.Add(clockForward)):
+		// it goes on from what a person declared right, whatever the build date
 	case now.Before(buildDate):
 		c.why = "the clock is before this program's build date"
 	case !stored.IsZero() && now.Before(stored.Add(-clockBack)):
 		c.why = "the clock is before the newest time in the spool, " + stored.UTC().Format(time.RFC3339)
+	case !stored.IsZero() && now.After(stored.Add(clockForward)):
+		c.why = "the clock is more than a week ahead of the newest time in the spool, " + stored.UTC().Format(time.RFC3339)
 	}
 	if c.why != "" && c.kernel() {
 		c.why = ""
@@ -107,7 +114,8 @@ func (c *clock) accept() {
 	c.why, c.agreed = "", nil
 }
 
-// peerTime takes the authenticated time of a peer; two of them within a day of ours end the suspicion.
+// peerTime takes the authenticated time at which a peer made something that has just come; two peers within a day of
+// our clock end the suspicion. What was long on its way says nothing.
 func (c *clock) peerTime(peer string, theirs, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +124,6 @@ func (c *clock) peerTime(peer string, theirs, now time.Time) {
 	}
 	d := theirs.Sub(now)
 	if d < -24*time.Hour || d > 24*time.Hour {
-		delete(c.agreed, peer)
 		return
 	}
 	if c.agreed == nil {

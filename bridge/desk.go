@@ -299,6 +299,9 @@ func (d *desk) packTransit(item *spool.Item, ref spool.Ref) error {
 	if err != nil {
 		return err
 	}
+	if x.sum != item.Env.Sum {
+		return fmt.Errorf("%w: bundle %s in transit", bundle.ErrSum, id)
+	}
 	sent.Refs = []spool.Ref{ref}
 	var small []byte
 	if item.BodySize <= smallBundle {

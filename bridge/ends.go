@@ -226,10 +226,10 @@ func (b *Bridge) expire(id envelope.ID) error {
 	for k := range item.Legs {
 		leg := &item.Legs[k]
 		ref := spool.Ref{ID: id, Leg: k}
+		until := item.Env.Expires.Add(b.grace(leg))
 		switch leg.State {
 		case spool.Done:
 		case spool.Sealed, spool.Travelling, spool.Arrived:
-			until := item.Env.Expires.Add(b.grace(leg))
 			if now.Before(until) {
 				errs = append(errs, b.setAt(ref, until))
 				continue
@@ -238,6 +238,11 @@ func (b *Bridge) expire(id envelope.ID) error {
 		default:
 			if leg.Dest == spool.DeadDest {
 				errs = append(errs, b.dropLeg(ref, "dead letter expired"))
+				continue
+			}
+			if _, out := leg.Dest.Node(); out && leg.Carrier != "" && now.Before(until) {
+				// It was to go again when its time ran out; what went before may have arrived, or still may.
+				errs = append(errs, b.await(ref, until))
 				continue
 			}
 			text := "delivery time expired"
@@ -296,6 +301,15 @@ func (b *Bridge) dropLeg(ref spool.Ref, why string) error {
 	return nil
 }
 
+// await makes a leg that was exposed before wait for news until a time, and send nothing more.
+func (b *Bridge) await(ref spool.Ref, until time.Time) error {
+	return gone(b.changeLeg(ref, func(_ *spool.Item, leg *spool.Leg) {
+		if leg.State == spool.Due || leg.State == spool.Deferred || leg.State == spool.Held {
+			leg.State, leg.At = spool.Sealed, until
+		}
+	}))
+}
+
 // setAt sets the time at which a leg is looked at again.
 func (b *Bridge) setAt(ref spool.Ref, at time.Time) error {
 	return gone(b.changeLeg(ref, func(_ *spool.Item, leg *spool.Leg) { leg.At = at }))
@@ -334,10 +348,17 @@ func (b *Bridge) quarantineItem(id envelope.ID, why string) error {
 	}
 	var errs []error
 	for k := range item.Legs {
-		if item.Legs[k].State != spool.Done {
-			errs = append(errs, b.endAny(item, spool.Ref{ID: id, Leg: k}, &item.Legs[k],
-				envelope.Status{Code: 554, Enhanced: "5.6.0", Text: "the message was damaged in the queue of " + b.Policy().Domain}))
+		leg, ref := &item.Legs[k], spool.Ref{ID: id, Leg: k}
+		if leg.State == spool.Done {
+			continue
 		}
+		if _, out := leg.Dest.Node(); out && leg.Carrier != "" && !item.Env.Expires.IsZero() {
+			// what went before the damage may have arrived: it is not called lost
+			errs = append(errs, b.await(ref, item.Env.Expires.Add(b.grace(leg))))
+			continue
+		}
+		errs = append(errs, b.endAny(item, ref, leg,
+			envelope.Status{Code: 554, Enhanced: "5.6.0", Text: "the message was damaged in the queue of " + b.Policy().Domain}))
 	}
 	return errors.Join(errs...)
 }

@@ -45,8 +45,9 @@ func (in *incoming) enterMarks(context.Context) error {
 	now := b.now()
 	var logs []arrival
 	var entered []*spool.Item
-	var fault string // what a peer has seen of this spool that only a copy explains
-	var lost bool    // the peer lacks what it had acknowledged: it was put back from an older copy
+	var fault string   // what a peer has seen of this spool that only a copy explains
+	var back []passing // refusals of what was only relayed here
+	var lost bool      // the peer lacks what it had acknowledged: it was put back from an older copy
 	apply := b.spool.ApplyUrgent
 	for _, a := range in.adds {
 		if a.item.Env.Kind != envelope.KindReport {
@@ -59,7 +60,7 @@ func (in *incoming) enterMarks(context.Context) error {
 	batch := b.jobs.Batch()
 	err := apply(func(tx *spool.Tx) error {
 		batch.Reset()
-		logs, entered, fault, lost = logs[:0], entered[:0], "", false
+		logs, entered, back, fault, lost = logs[:0], entered[:0], nil, "", false
 		for i := range in.marks {
 			if err := in.enterMark(tx, &in.marks[i], now); err != nil {
 				return err
@@ -104,8 +105,13 @@ func (in *incoming) enterMarks(context.Context) error {
 			}
 		}
 		for _, f := range in.refs {
-			if err := b.refused(tx, in.peer, f, now); err != nil {
+			again := *f
+			to, err := b.refused(tx, in.peer, &again, now)
+			if err != nil {
 				return err
+			}
+			if to != nil {
+				back = append(back, passing{*to, &again})
 			}
 		}
 		return in.enterJobs(tx, batch)
@@ -116,6 +122,9 @@ func (in *incoming) enterMarks(context.Context) error {
 	in.leaveJobs(batch)
 	batch.Committed()
 	in.after(entered, logs, now)
+	for _, p := range back {
+		b.later(p.to, record{envelope.RecordRefused, p.r.Append(nil)})
+	}
 	if fault != "" {
 		return b.ownFault(in.peer, fault)
 	}
@@ -124,6 +133,12 @@ func (in *incoming) enterMarks(context.Context) error {
 		return b.renewed(in.peer, nil)
 	}
 	return nil
+}
+
+// passing is a refusal on its way back.
+type passing struct {
+	to envelope.NodeID
+	r  *envelope.Refused
 }
 
 // after does what follows a commit: memory, log lines, dead ends.
@@ -167,6 +182,7 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 	if n := len(in.marks); n > 0 {
 		for _, e := range in.remember {
 			b.lookTwice(in.marks[n-1], e.Created)
+			b.clock.peerTime(in.peer.Text(), e.Created, now)
 		}
 	}
 	b.kickContacts()
@@ -295,6 +311,9 @@ func (b *Bridge) add(tx *spool.Tx, a *addition) error {
 	err := tx.Add(a.item, a.body)
 	if err == nil {
 		a.entered = a.item
+		if a.item.Transit != nil {
+			return notePassed(tx, a.item)
+		}
 	}
 	if !errors.Is(err, spool.ErrExists) || a.item.Env.Kind != envelope.KindMail {
 		return err

@@ -22,7 +22,6 @@ const (
 	twins     = "twins"       // session, number, half a salt → time: items that came under a number taken before
 	accused   = "accused"     // peer → time at which its word last began a new incarnation
 	contested = "contested"   // peer → time at which two of its lives were last seen at once
-	passedOn  = "passed"      // hash of a relayed payload → time, neighbour it came from
 
 	// accuseEvery bounds how often the word of one peer makes this node begin a new life.
 	accuseEvery = time.Hour

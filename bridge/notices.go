@@ -3,6 +3,7 @@ package bridge
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"mochila/bridge/bounce"
@@ -206,7 +207,8 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 	return err
 }
 
-// patience is how long mail for a place may wait before its sender is told: twice the cadence of its contact.
+// patience is how long mail for a place may wait before its sender is told: twice the cadence of the contacts on the
+// way to it that this node knows.
 func (b *Bridge) patience(d spool.Dest) time.Duration {
 	p := b.Policy()
 	wait := p.Limits.DelayNotice
@@ -214,8 +216,9 @@ func (b *Bridge) patience(d spool.Dest) time.Duration {
 	if !ok {
 		return wait
 	}
+	way := append(p.paths(node), node)
 	for _, c := range p.Contacts {
-		if c.Node != node {
+		if !slices.Contains(way, c.Node) {
 			continue
 		}
 		wait = max(wait, 2*c.When.Every)

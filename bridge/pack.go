@@ -174,6 +174,7 @@ type sealed struct {
 	sent   []*spool.Sent
 	used   []*session
 	held   map[[8]byte]uint64 // numbers that the receipts inside cover, per session
+	sum    [32]byte           // of the bundle behind the hop box
 }
 
 // numbered is a session with the number and salt of one item.
@@ -248,7 +249,8 @@ func (b *Bridge) hopBox(next envelope.NodeID, h seal.Hop, stream func(io.Writer)
 		return nil, nil, err
 	}
 	h.Type, h.Length = 1, sum.n
-	copy(h.PayloadHash[:], sum.h.Sum(nil))
+	sum.h.Sum(out.sum[:0])
+	copy(h.PayloadHash[:], out.sum[:])
 	n, err := b.number(next)
 	if err != nil {
 		return nil, nil, err
@@ -406,6 +408,11 @@ func (b *Bridge) commit(x *sealed, carrier string, overdue func(item *spool.Item
 			s.Carrier, s.At = carrier, now
 			if err := tx.PutSent(s); err != nil {
 				return err
+			}
+			if s.InnerSession != ([8]byte{}) {
+				if err := notePayload(tx, x.sent[0], x.sum, now); err != nil {
+					return err
+				}
 			}
 		}
 		for _, ses := range x.used {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -257,6 +259,8 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 	case spool.Arrived:
 		leg.At = item.Env.Expires.Add(b.grace(leg))
 		leg.Attempts = 0
+	case spool.Travelling:
+		leg.At = now.Add(b.journey(leg)) // what is usual with the next hop says nothing of the way behind it
 	case spool.Done, spool.Due:
 		leg.At = time.Time{}
 	}
@@ -264,48 +268,125 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 	return &arrival{item: item, leg: ref.Leg, word: what}, tx.Save(item)
 }
 
-// refused reacts to a neighbour or destination that could not use an item: what it carried becomes due again under
-// another session, at most once per session and hour.
-func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused, now time.Time) error {
+// refused reacts to a neighbour or destination that could not use an item, at most once per session and hour: what it
+// carried goes again, under another session where the keys were the trouble, else after a pause. A refusal of a bundle
+// that this node only relayed is returned: it goes back to the neighbour that brought the bundle.
+func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused, now time.Time) (back *envelope.NodeID, err error) {
 	s, err := b.refusedSent(tx, r)
-	if err != nil || s == nil {
-		return err
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return relayedFrom(tx, peer, r.Packet[:]), nil
 	}
 	rec, err := tx.Session(s.Session)
 	if err != nil {
-		if errors.Is(err, spool.ErrNotFound) {
-			return nil
-		}
-		return err
+		return nil, gone(err)
 	}
-	if s.Next != peer && rec.Peer != peer {
-		return nil
+	if s.Next != peer && rec.Peer != peer && !slices.Contains(b.Policy().paths(s.Next), peer) {
+		return nil, nil
 	}
 	kv := tx.KV("refusals")
-	key := append([]byte{}, s.Session[:]...)
-	if v := kv.Get(key); len(v) == 8 && now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) < time.Hour {
-		return nil
+	if recent(kv.Get(s.Session[:]), now, time.Hour) {
+		return nil, nil
 	}
-	if err := kv.Put(key, timeBytes(now)); err != nil {
-		return err
+	if err := kv.Put(s.Session[:], timeBytes(now)); err != nil {
+		return nil, err
 	}
-	b.log.Warn("refused by a peer", "peer", b.Policy().nodeName(peer), "reason", r.Reason.String(), "text", esc(r.Text))
-	switch r.Reason {
-	case envelope.ReasonUnopenable, envelope.ReasonKeyErased, envelope.ReasonWindow:
+	name := b.Policy().nodeName(peer)
+	b.log.Warn("refused by a peer", "peer", name, "reason", r.Reason.String(), "text", esc(r.Text))
+	keys := r.Reason == envelope.ReasonUnopenable || r.Reason == envelope.ReasonKeyErased || r.Reason == envelope.ReasonWindow
+	if keys {
 		if rec.State != sesDraining {
 			rec.State = sesDraining
 			if err := tx.PutSession(rec); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		b.ses.drainOne(rec.ID)
 	}
+	why := strings.TrimSpace(fmt.Sprintf("refused by %s: %s %s", name, r.Reason, r.Text))
 	for _, ref := range s.Refs {
-		if _, err := b.moveLeg(tx, ref, spool.Refuse, now, fmt.Sprintf("refused by %s: %s", b.Policy().nodeName(peer), r.Reason)); err != nil {
-			return err
+		item, err := tx.Item(ref.ID)
+		if err == nil && item.Transit != nil && !keys && r.Reason != envelope.ReasonQuota && r.Reason != envelope.ReasonCorrupt {
+			// The next hop will never take it: its origin has a copy, and perhaps another way.
+			back = &item.Transit.From
+			copy(r.Packet[:], item.Env.Sum[:])
+			if _, err := b.moveLeg(tx, ref, spool.Finish, now, why); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := b.refuseLeg(tx, ref, now, why); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return back, nil
+}
+
+// refuseLeg makes a leg due that a peer could not use, at once for the first time and then later and later: a new
+// session need not help.
+func (b *Bridge) refuseLeg(tx *spool.Tx, ref spool.Ref, now time.Time, what string) error {
+	a, err := b.moveLeg(tx, ref, spool.Refuse, now, what)
+	if err != nil || a == nil {
+		return err
+	}
+	leg := &a.item.Legs[ref.Leg]
+	if leg.State != spool.Due {
+		return nil
+	}
+	if leg.Attempts++; leg.Attempts > 1 {
+		leg.State, leg.At = spool.Deferred, now.Add(b.backoff(leg.Attempts-1))
+	}
+	leg.Last = envelope.Status{Code: 451, Enhanced: "4.4.0", Text: envelope.OneLine(what, 200)}
+	return tx.Save(a.item)
+}
+
+// journey is how long a leg that the next hop has taken may be without news of its destination.
+func (b *Bridge) journey(leg *spool.Leg) time.Duration {
+	const most = 14 * 24 * time.Hour
+	base := 3 * 24 * time.Hour
+	for _, c := range b.Policy().Contacts {
+		if c.Overdue > 0 && publicURL(c.URL) == leg.Carrier {
+			base = c.Overdue
+		}
+	}
+	for range min(leg.Attempts, 20) {
+		if base *= 2; base > most {
+			return most
+		}
+	}
+	return base
+}
+
+// passedOn remembers which neighbour brought a relayed bundle: hash → time until which it matters, neighbour.
+const passedOn = "passed"
+
+// notePassed remembers where a relayed bundle came from.
+func notePassed(tx *spool.Tx, item *spool.Item) error {
+	return tx.KV(passedOn).Put(item.Env.Sum[:], append(timeBytes(item.Env.Expires), item.Transit.From[:]...))
+}
+
+// relayedFrom is the neighbour that brought a bundle, unless that is the one that speaks of it now.
+func relayedFrom(tx *spool.Tx, peer envelope.NodeID, sum []byte) *envelope.NodeID {
+	v := tx.KV(passedOn).Get(sum)
+	if len(v) != 8+len(peer) {
+		return nil
+	}
+	from := envelope.NodeID(v[8:])
+	if from == peer {
+		return nil
+	}
+	return &from
+}
+
+// payloads finds the bundle in a hop box of ours by its hash: time, session, number.
+const payloads = "payloads"
+
+// notePayload remembers the hash of a bundle that leaves behind a hop box: the destination knows no other name of it.
+func notePayload(tx *spool.Tx, s *spool.Sent, sum [32]byte, now time.Time) error {
+	v := append(timeBytes(now), s.Session[:]...)
+	return tx.KV(payloads).Put(sum[:], binary.BigEndian.AppendUint64(v, s.Seq))
 }
 
 // refusedSent finds what a refusal speaks of; nil when it is not known (any more).
@@ -317,18 +398,24 @@ func (b *Bridge) refusedSent(tx *spool.Tx, r *envelope.Refused) (*spool.Sent, er
 		if err == nil && [8]byte(s.Salt[:8]) != r.Salt {
 			return nil, nil
 		}
+	} else if v := tx.KV(payloads).Get(r.Packet[:]); len(v) == 24 {
+		s, err = tx.Sent([8]byte(v[8:16]), binary.BigEndian.Uint64(v[16:]))
 	} else {
 		s, err = tx.SentByPacket(r.Packet)
 	}
+	if err == nil {
+		var in *spool.Sent
+		if in, err = carried(tx, s); err == nil && r.Reason != envelope.ReasonUnopenable && r.Reason != envelope.ReasonKeyErased && r.Reason != envelope.ReasonWindow {
+			s = in
+		} else if err == nil && in != s {
+			// the neighbour cannot open its hop box: that session is the trouble, the legs are the bundle's
+			hop := *s
+			hop.Refs = in.Refs
+			s = &hop
+		}
+	}
 	if errors.Is(err, spool.ErrNotFound) {
 		return nil, nil
-	}
-	if err == nil && s.Kind == sentHop && s.InnerSession != ([8]byte{}) {
-		inner, err := tx.Sent(s.InnerSession, s.InnerSeq)
-		if errors.Is(err, spool.ErrNotFound) {
-			return s, nil
-		}
-		return inner, err
 	}
 	return s, err
 }

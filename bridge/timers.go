@@ -215,6 +215,9 @@ func (b *Bridge) hourly(now time.Time) {
 		b.prune(quietItems, now.Add(-400*24*time.Hour))
 		b.prune("refusals", now.Add(-24*time.Hour))
 		b.prune(tombstones, now)
+		b.prune(passedOn, now)
+		b.prune(payloads, now.Add(-90*24*time.Hour))
+		b.prune(twins, now.Add(-90*24*time.Hour))
 		b.keyChores(now)
 	}
 	if err := b.ses.erase(b, now); err != nil {
