@@ -69,6 +69,8 @@ type Bridge struct {
 
 	stop context.CancelCauseFunc // ends Run; nil when it does not run
 
+	retold map[envelope.ID]time.Time // whose end was told again lately
+
 	delays     delayScan
 	kicked     chan struct{}
 	background sync.WaitGroup // carriers' watchers

@@ -47,7 +47,7 @@ type ContactView struct {
 	Stats   transport.Stats // of the last contact
 }
 
-func contactKey(c *Contact) string { return c.Node.Text() + " " + c.URL }
+func contactKey(c *Contact) string { return c.Node.Text() + " " + c.Linger.String() + " " + c.URL }
 
 // kickContacts makes the scheduler look again, and every open desk.
 func (b *Bridge) kickContacts() {
@@ -89,6 +89,7 @@ func (b *Bridge) runContacts(ctx context.Context) {
 		}
 		wait := time.Minute
 		now := b.now()
+		b.forgetContacts(now)
 		for _, c := range b.Policy().Contacts {
 			start, again := b.shouldStart(ctx, c, now)
 			if start {
@@ -104,6 +105,28 @@ func (b *Bridge) runContacts(ctx context.Context) {
 			}
 		}
 		timer.Reset(wait)
+	}
+}
+
+// forgetContacts drops what is known of contacts that are configured no more, and ends their watches.
+func (b *Bridge) forgetContacts(now time.Time) {
+	live := map[string]bool{}
+	for _, c := range b.Policy().Contacts {
+		live[contactKey(c)] = true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for k, s := range b.contacts {
+		if live[k] {
+			continue
+		}
+		if s.unwatch != nil {
+			s.unwatch()
+			s.unwatch = nil
+		}
+		if !s.running && now.Sub(s.last) > time.Minute { // one of a sync that goes on is kept
+			delete(b.contacts, k)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ type desk struct {
 	carrier string // the contact's URL without secrets: what packets are exposed on
 	live    bool
 	contact *Contact
+	called  *Contact // the contact of the policy for whose sake the neighbour called, if there is one
 	began   time.Time
 	more    chan struct{}
 
@@ -98,7 +99,17 @@ func (d *desk) close() (envelopes int, stuck bool) {
 }
 
 // Close ends the contact of a neighbour that called (transport.Closer).
-func (d *desk) Close() { d.close() }
+func (d *desk) Close() {
+	d.close()
+	if d.called == nil {
+		return
+	}
+	now := d.b.now()
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	s := d.b.state(d.called)
+	s.last, s.ok = now, now
+}
 
 // kick says that Next may have something new.
 func (d *desk) kick() {
@@ -444,6 +455,11 @@ func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	x, err := d.b.sealLoad(l, d.node, d.node, 0)
+	if err == nil && x.packet.Size > transport.MaxGreeting {
+		// a receipt with many gaps: it follows as a packet
+		held = nil
+		x, err = d.b.sealLoad(&load{expiry: l.expiry}, d.node, d.node, 0)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -509,17 +525,19 @@ func (b *Bridge) Admit(ctx context.Context, greeting []byte) (transport.Greeter,
 		return nil, fmt.Errorf("%w: caller is not a peer", transport.ErrRefused)
 	}
 	c := &Contact{Node: in.peer, NodeName: p.nodeName(in.peer), URL: "tcp:"}
+	var called *Contact
 	for _, x := range p.Contacts {
 		if x.Node == in.peer && (isLive(x.URL) || x.When.OnCall) {
 			y := *x
 			if !isLive(y.URL) {
 				y.URL = "tcp:"
 			}
-			c = &y
+			c, called = &y, x
 			break
 		}
 	}
 	d := b.openDesk(c)
+	d.called = called
 	d.welcome()
 	return d, nil
 }

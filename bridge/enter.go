@@ -381,11 +381,8 @@ func (in *incoming) tellAgain(e *envelope.Envelope, item *spool.Item) error {
 	if len(told) == 0 {
 		return nil
 	}
-	under, _, err := b.spool.List(spool.Query{Dest: spool.NodeDest(e.Origin), Limit: 1, Match: func(it *spool.Item) bool {
-		return it.Env.Kind == envelope.KindReport && it.Parent == item.Env.ID
-	}})
-	if err != nil || len(under) > 0 {
-		return err // it is on its way
+	if b.toldAlready(item.Env.ID) {
+		return nil
 	}
 	a, err := b.report(item, told, nil)
 	if err != nil {
@@ -393,4 +390,22 @@ func (in *incoming) tellAgain(e *envelope.Envelope, item *spool.Item) error {
 	}
 	in.adds = append(in.adds, a)
 	return nil
+}
+
+// retellEvery is how often the end of one envelope is told again at most.
+const retellEvery = time.Hour
+
+// toldAlready reports whether the end of an envelope was told again lately, and notes that it is now.
+func (b *Bridge) toldAlready(id envelope.ID) bool {
+	now := b.now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t, ok := b.retold[id]; ok && now.Sub(t) < retellEvery {
+		return true
+	}
+	if b.retold == nil || len(b.retold) > 100000 {
+		b.retold = map[envelope.ID]time.Time{}
+	}
+	b.retold[id] = now
+	return false
 }

@@ -226,7 +226,7 @@ func (b *Bridge) resetBy(tx *spool.Tx, peer envelope.NodeID, r *envelope.Reset, 
 		return err
 	}
 	for _, ref := range refs {
-		if _, err := b.moveLeg(tx, ref, spool.Refuse, now, "the peer cannot open the session"); err != nil {
+		if err := b.refuseLeg(tx, ref, now, "the peer cannot open the session"); err != nil {
 			return err
 		}
 	}

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -95,15 +94,14 @@ func (b *Bridge) Act(id envelope.ID, v Verb) error {
 			return err
 		}
 		changed := false
-		for k := range item.Legs {
+		for k := range len(item.Legs) { // without those that reroute adds
 			leg := &item.Legs[k]
 			e := event
 			switch {
 			case v == VerbRetry && leg.State == spool.Deferred:
 				e = spool.Wake
 			case v == VerbRelease && leg.Dest == spool.DeadDest && leg.State == spool.Held:
-				b.reroute(item, leg)
-				changed = true
+				changed = b.reroute(item, k) || changed
 				continue
 			}
 			if next, ok := spool.Next(leg.State, e); ok && next != leg.State {
@@ -124,30 +122,43 @@ func (b *Bridge) Act(id envelope.ID, v Verb) error {
 	return err
 }
 
-// reroute looks again where a dead letter's recipients go.
-func (b *Bridge) reroute(item *spool.Item, leg *spool.Leg) {
-	if len(leg.Rcpts) == 0 || item.Env.Mail == nil {
-		return
+// reroute looks again where the recipients of the dead letter in leg k go; it reports whether anybody has a way now.
+func (b *Bridge) reroute(item *spool.Item, k int) bool {
+	if item.Env.Mail == nil {
+		return false
 	}
-	addr := item.Env.Mail.Recipients[leg.Rcpts[0]].Addr
-	dest := b.bounceDest(addr, item.Env.Size)
-	if dest == spool.DeadDest {
-		return
-	}
-	for _, i := range leg.Rcpts {
+	ways := map[spool.Dest]int{} // to their legs
+	var dead []int
+	old := item.Legs[k]
+	for _, i := range old.Rcpts {
+		dest := b.bounceDest(item.Env.Mail.Recipients[i].Addr, item.Env.Size)
+		if dest == spool.DeadDest {
+			dead = append(dead, i)
+			continue
+		}
+		n, ok := ways[dest]
+		if !ok {
+			n = len(item.Legs)
+			ways[dest] = n
+			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: spool.Due})
+		}
+		item.Legs[n].Rcpts = append(item.Legs[n].Rcpts, i)
 		item.Outcomes[i] = envelope.Outcome{Addr: item.Outcomes[i].Addr}
 	}
-	leg.Dest, leg.State, leg.Last = dest, spool.Due, envelope.Status{}
+	if len(ways) == 0 {
+		return false
+	}
+	if item.Legs[k].Rcpts = dead; len(dead) == 0 { // its place is free
+		last := len(item.Legs) - 1
+		item.Legs[k], item.Legs = item.Legs[last], item.Legs[:last]
+	}
+	return true
 }
 
 // ReceiveFrom takes one packet that a program hands over on a stream; prev is the neighbour if it is known.
 func (b *Bridge) ReceiveFrom(ctx context.Context, prev envelope.NodeID, size int64, r io.Reader) error {
 	in := &incoming{b: b, prev: prev, size: size}
-	err := in.take(ctx, r)
-	if errors.Is(err, transport.ErrRefused) {
-		return err
-	}
-	return err
+	return in.take(ctx, r)
 }
 
 // Visit reads what a stranger may have left on a folder: only an invitation's proof lets it in. It hands out nothing.
