@@ -32,6 +32,7 @@ type bench struct {
 	tmp   string // scratch folder of the run
 	reps  int
 	quick bool
+	keep  bool // the folders of failed cases
 	fig   *figures
 	text  *corpus
 
@@ -62,17 +63,18 @@ func main() {
 	tmp := flag.String("tmp", os.TempDir(), "scratch `folder`, on the disk to measure")
 	reps := flag.Int("reps", 3, "repetitions of each case")
 	quick := flag.Bool("quick", false, "a tenth of the messages, once: to see that it works")
+	keep := flag.Bool("keep", false, "leave the scratch folders of failed cases")
 	only := flag.String("only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *bin, *tmp, *reps, *quick, *only)
+	err := run(ctx, *bin, *tmp, *reps, *quick, *keep, *only)
 	stop()
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, bin, tmp string, reps int, quick bool, only string) (err error) {
+func run(ctx context.Context, bin, tmp string, reps int, quick, keep bool, only string) (err error) {
 	pattern, err := regexp.Compile(only)
 	if err != nil {
 		return err
@@ -88,11 +90,15 @@ func run(ctx context.Context, bin, tmp string, reps int, quick bool, only string
 	if quick {
 		reps = 1
 	}
-	b := &bench{ctx: ctx, bin: bin, reps: reps, quick: quick, fig: newFigures(), skipped: map[string]bool{}}
+	b := &bench{ctx: ctx, bin: bin, reps: reps, quick: quick, keep: keep, fig: newFigures(), skipped: map[string]bool{}}
 	if b.tmp, err = os.MkdirTemp(tmp, "mochila-bench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.tmp)
+	defer func() {
+		if !keep || os.Remove(b.tmp) == nil {
+			os.RemoveAll(b.tmp)
+		}
+	}()
 	// Postfix's own user walks through it
 	if err := os.Chmod(b.tmp, 0o755); err != nil {
 		return err
@@ -133,4 +139,13 @@ func (b *bench) dir() (string, error) {
 		err = os.Chmod(d, 0o755)
 	}
 	return d, err
+}
+
+// failed is a case without a figure: the others go on.
+func (b *bench) failed(name, dir string, err error) {
+	log.Printf("FAILED %s: %v", name, err)
+	if b.keep {
+		kept := filepath.Join(b.tmp, "failed-"+name)
+		log.Printf("kept: %s (%v)", kept, os.Rename(dir, kept))
+	}
 }

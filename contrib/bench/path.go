@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,7 +131,7 @@ func (b *bench) pathOnce(name string, n int, bodies [][]byte, start func(dir, si
 		err = s.wait(b.ctx, time.Minute)
 	}
 	if err != nil {
-		log.Printf("%s: %v", name, err)
+		b.failed(name, dir, err)
 		return nil
 	}
 	b.fig.add(name+".4k.s10"+accept, float64(n)/l.took.Seconds())

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log"
 	"os"
 	"time"
 )
@@ -111,8 +110,8 @@ func (b *bench) relayOnce(w contestant, c relayCase, bodies [][]byte) error {
 	used = cpu(m.pid) - used
 	rss, anon := peaks()
 	if err != nil {
-		log.Printf("%s, %s: %v", w.name, c.name, err)
-		return nil // the others go on; the figure is missing
+		b.failed(w.name+"."+c.name, dir, err)
+		return nil
 	}
 	p := w.name + ".relay." + c.name
 	b.fig.add(p+accept, float64(n)/l.took.Seconds())
