@@ -110,6 +110,9 @@ func New(o Options) (*Bridge, error) {
 	if err := b.checkLife(); err != nil {
 		return nil, err
 	}
+	if err := b.greetInviters(); err != nil {
+		return nil, fmt.Errorf("look for invitations: %w", err)
+	}
 	return b, nil
 }
 

@@ -239,6 +239,9 @@ func (in *incoming) enterMark(tx *spool.Tx, m *mark, now time.Time) error {
 	rec.Heard = now
 	if rec.State == sesOffered {
 		rec.State = sesLive
+		if err := tx.KV(joins).Delete(rec.Peer[:]); err != nil { // the invitation has done its work
+			return err
+		}
 	}
 	if err := tx.PutSalt(rec.ID, m.seq, m.salt); err != nil {
 		return err

@@ -70,7 +70,7 @@ func (b *Bridge) Invite(name, url string) (*Invite, error) {
 	return v, err
 }
 
-// Join remembers the secret of an invitation: bundles to that peer prove it until the peer has answered.
+// Join remembers the secret of an invitation: bundles to that peer prove it until the peer is heard.
 func (b *Bridge) Join(peer envelope.NodeID, secret []byte) error {
 	return b.spool.Apply(func(tx *spool.Tx) error { return tx.KV(joins).Put(peer[:], b.keys.Wrap(secret)) })
 }
@@ -120,9 +120,22 @@ func (b *Bridge) honour(x *session, proof []byte, card []byte) error {
 	if c.ID != x.peer {
 		return errors.New("the card is not the sender's")
 	}
+	found, key, err := b.invited(x, proof)
+	if err != nil {
+		return err
+	}
+	p, err := b.opt.Joined(found.Name, found.URL, c)
+	if err != nil {
+		return fmt.Errorf("store the new peer %s: %w", found.Name, err)
+	}
+	b.SetPolicy(p)
+	b.log.Info("a new peer has joined by invitation", "name", found.Name, "id", c.ID.String())
+	return b.spool.Apply(func(tx *spool.Tx) error { return tx.KV(invites).Delete(key) })
+}
+
+// invited finds the open invitation that a stranger's proof speaks of.
+func (b *Bridge) invited(x *session, proof []byte) (found *Invite, key []byte, err error) {
 	now := b.now()
-	var found *Invite
-	var key []byte
 	err = b.spool.View(func(tx *spool.Tx) error {
 		return tx.KV(invites).Each(nil, func(k, v []byte) error {
 			inv, err := parseInvite(v)
@@ -135,24 +148,52 @@ func (b *Bridge) honour(x *session, proof []byte, card []byte) error {
 			}
 			mac := seal.InviteMAC(secret, x.keys.TH)
 			if hmac.Equal(mac[:], proof) {
-				found, key = inv, append([]byte{}, k...)
+				found, key = inv, k
 			}
 			return nil
 		})
 	})
-	if err != nil {
-		return err
+	if err == nil && (found == nil || b.opt.Joined == nil) {
+		err = errors.New("it proves no open invitation of this node")
 	}
-	if found == nil || b.opt.Joined == nil {
-		return errors.New("it proves no open invitation of this node")
+	return found, key, err
+}
+
+// pruneInvites forgets invitations that nobody used in time.
+func (b *Bridge) pruneInvites(now time.Time) error {
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+		kv := tx.KV(invites)
+		return kv.Each(nil, func(k, v []byte) error {
+			if inv, err := parseInvite(v); err == nil && now.Sub(inv.Made) <= inviteLife {
+				return nil
+			}
+			return kv.Delete(k)
+		})
+	})
+}
+
+// greetInviters has a first word ready for every node that invited this one and to which nothing was ever sent: the
+// process that joined may have ended before the medium took it.
+func (b *Bridge) greetInviters() error {
+	fresh := map[envelope.NodeID]bool{}
+	err := b.spool.View(func(tx *spool.Tx) error {
+		err := tx.KV(joins).Each(nil, func(k, _ []byte) error {
+			if len(k) == len(envelope.NodeID{}) {
+				fresh[envelope.NodeID(k)] = true
+			}
+			return nil
+		})
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		return tx.EachSent(func(s *spool.Sent) error { delete(fresh, s.Next); return nil })
+	})
+	for peer := range fresh {
+		if b.Policy().peer(peer) != nil {
+			b.Hello(peer)
+		}
 	}
-	p, err := b.opt.Joined(found.Name, found.URL, c)
-	if err != nil {
-		return fmt.Errorf("store the new peer %s: %w", found.Name, err)
-	}
-	b.SetPolicy(p)
-	b.log.Info("a new peer has joined by invitation", "name", found.Name, "id", c.ID.String())
-	return b.spool.Apply(func(tx *spool.Tx) error { return tx.KV(invites).Delete(key) })
+	return err
 }
 
 // rewrapTable puts the wrapped secrets of one small table under a new wrapping key.

@@ -360,6 +360,11 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 		if err := in.record(rec); err != nil {
 			return classify(err)
 		}
+		if in.guest != nil && n == 0 { // before anything of a stranger is written to the disk
+			if _, _, err := b.invited(in.guest, in.proof); err != nil {
+				return bad(envelope.ReasonUnknown, err)
+			}
+		}
 		if ctx.Err() != nil {
 			return errShutdown
 		}

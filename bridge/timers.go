@@ -215,6 +215,9 @@ func (b *Bridge) hourly(now time.Time) {
 		b.prune(quietItems, now.Add(-400*24*time.Hour))
 		b.prune("refusals", now.Add(-24*time.Hour))
 		b.prune(tombstones, now)
+		if err := b.pruneInvites(now); err != nil {
+			b.log.Error("forget old invitations", "err", err)
+		}
 		b.prune(passedOn, now)
 		b.prune(payloads, now.Add(-90*24*time.Hour))
 		b.prune(twins, now.Add(-90*24*time.Hour))
