@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,7 @@ type Node struct {
 	delivered atomic.Int64 // mails handed to somebody here, for what a sync tells
 
 	collect sync.Mutex // one Collect at a time
+	reading sync.Mutex // one configuration at a time is read and put in force; taken before mu
 	mu      sync.Mutex // guards what follows
 	cfg     *config.Config
 	warn    []string
@@ -87,13 +89,13 @@ func (n *Node) open(o NodeOptions) (err error) {
 	if n.cfg.Limits.Reserve == 0 {
 		reserve = -1
 	}
-	var engine *bridge.Bridge
+	var engine atomic.Pointer[bridge.Bridge] // the spool's writer looks at it from its own goroutine
 	n.spool, err = spool.Open(n.home.SpoolDir, spool.Options{
 		Reserve: reserve, QuarantineMax: int64(n.cfg.Limits.Quarantine), TraceKeep: n.cfg.Limits.TraceKeep,
 		TraceAge: time.Duration(n.cfg.Limits.TraceAge),
 		OnDue: func(d spool.Dest) {
-			if engine != nil {
-				engine.OnDue(d)
+			if b := engine.Load(); b != nil {
+				b.OnDue(d)
 			}
 		},
 	})
@@ -126,7 +128,8 @@ func (n *Node) open(o NodeOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	engine, n.bridge = b, b
+	n.bridge = b
+	engine.Store(b)
 	n.drop, err = maildrop.Open(n.home.MaildropDir, n.cfg.Domain, (*dropDesk)(n), maildrop.Options{
 		MaxSize: int64(n.cfg.SMTP.MaxSize), Owner: int64(os.Geteuid()), User: submission.LoginName, Log: n.log,
 	})
@@ -170,6 +173,8 @@ func (n *Node) config() *config.Config {
 
 // Reload reads the configuration again. A broken one changes nothing.
 func (n *Node) Reload() error {
+	n.reading.Lock()
+	defer n.reading.Unlock()
 	cfg, warnings, err := config.Load(n.home)
 	if err != nil {
 		return &Error{Message: "read the configuration: " + err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
@@ -179,9 +184,13 @@ func (n *Node) Reload() error {
 		return &Error{Message: err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
 	}
 	n.mu.Lock()
+	old := n.cfg
 	n.cfg, n.warn = cfg, nil
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
+	}
+	if n.daemon && (!reflect.DeepEqual(old.SMTP, cfg.SMTP) || !reflect.DeepEqual(old.Link, cfg.Link)) {
+		n.log.Warn("[smtp] or [link] changed: listeners and their limits follow at the next start of the daemon")
 	}
 	n.mu.Unlock()
 	n.bridge.SetPolicy(p)
@@ -335,6 +344,8 @@ func (n *Node) isPaused(name string) bool {
 
 // joinedBy stores a guest that proved an invitation: peers/NAME.toml, and the policy with it.
 func (n *Node) joinedBy(name, url string, card *seal.Card) (*bridge.Policy, error) {
+	n.reading.Lock()
+	defer n.reading.Unlock()
 	if p, ok := n.config().Peer(name); ok {
 		return nil, fmt.Errorf("there is a peer %q already (%s)", name, p.ID)
 	}
