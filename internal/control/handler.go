@@ -282,6 +282,8 @@ func (n *Node) pause(name, verb string) error {
 	if !known {
 		return &Error{Message: fmt.Sprintf("there is no contact %q", name), Hint: "mochila status lists them", Exit: ExitUsage}
 	}
+	n.reading.Lock()
+	defer n.reading.Unlock()
 	n.mu.Lock()
 	n.paused[name] = verb == "pause"
 	n.mu.Unlock()
