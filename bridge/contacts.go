@@ -418,19 +418,18 @@ func (b *Bridge) Flush() error {
 	}
 	b.mu.Unlock()
 	var after envelope.ID
-	for {
-		items, more, err := b.spool.List(spool.Query{State: spool.Deferred, After: after, Limit: 500})
-		if err != nil {
+	for more := true; more; {
+		var items []*spool.Item
+		var err error
+		if items, more, err = b.spool.List(spool.Query{State: spool.Deferred, After: after, Limit: 500}); err != nil {
 			return err
 		}
-		for _, it := range items {
-			after = it.Env.ID
-			if err := b.wakeItem(it); err != nil {
-				return err
-			}
-		}
-		if !more || len(items) == 0 {
+		if len(items) == 0 {
 			break
+		}
+		after = items[len(items)-1].Env.ID
+		if err := b.wakeItems(items); err != nil {
+			return fmt.Errorf("wake deferred mail: %w", err)
 		}
 	}
 	b.out.kick()
@@ -438,20 +437,30 @@ func (b *Bridge) Flush() error {
 	return nil
 }
 
-// wakeItem makes the deferred legs of an item due.
-func (b *Bridge) wakeItem(it *spool.Item) error {
-	for k := range it.Legs {
-		if it.Legs[k].State != spool.Deferred {
-			continue
-		}
-		err := b.changeLeg(spool.Ref{ID: it.Env.ID, Leg: k}, func(item *spool.Item, leg *spool.Leg) {
-			if leg.State == spool.Deferred {
-				leg.State, leg.At = spool.Due, time.Time{}
+// wakeItems makes the deferred legs of items due, in one commit.
+func (b *Bridge) wakeItems(items []*spool.Item) error {
+	now := b.now()
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+		for _, it := range items {
+			item, err := tx.Item(it.Env.ID)
+			if errors.Is(err, spool.ErrNotFound) {
+				continue
 			}
-		})
-		if err != nil && !errors.Is(err, spool.ErrNotFound) {
-			return fmt.Errorf("wake %s: %w", it.Env.ID, err)
+			if err != nil {
+				return err
+			}
+			if m := item.Env.Mail; m != nil && m.HoldUntil.After(now) {
+				continue // its sender wants it to wait (RFC 4865)
+			}
+			for k := range item.Legs {
+				if leg := &item.Legs[k]; leg.State == spool.Deferred {
+					leg.State, leg.At = spool.Due, time.Time{}
+				}
+			}
+			if err := tx.Save(item); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
