@@ -30,6 +30,16 @@ const ResultDest spool.Dest = "results"
 // WaitDest is the queue of jobs of one origin that wait here for their turn. Nothing leases from it.
 func WaitDest(origin envelope.NodeID) spool.Dest { return spool.Dest("jobs:" + origin.Text()) }
 
+// Waits is the other way of WaitDest.
+func Waits(d spool.Dest) (envelope.NodeID, bool) {
+	text, ok := strings.CutPrefix(string(d), "jobs:")
+	if !ok {
+		return envelope.NodeID{}, false
+	}
+	id, err := envelope.ParseNodeID(text)
+	return id, err == nil
+}
+
 // Handler is a program that peers may run here, as far as the order of jobs is concerned.
 type Handler struct {
 	Name        string

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -148,6 +149,14 @@ func (j *Jobs) List(f Filter) (*Page, error) {
 		}
 		return nil
 	})
+	if err == nil && f.Side == "ended" {
+		for i, v := range p.Jobs {
+			if p.Jobs[i], err = j.Show(v.ID); err != nil {
+				return nil, err
+			}
+			p.Jobs[i].Log = nil
+		}
+	}
 	return p, err
 }
 
@@ -232,15 +241,7 @@ func (j *Jobs) listEnded(tx *spool.Tx, f Filter, p *Page) error {
 			p.Next = last
 			return errStop
 		}
-		w, err := j.viewOf(tx, envelope.ID(key), chanKey{o.peer, o.res.Channel})
-		if err != nil {
-			return err
-		}
-		if w == nil {
-			w = &View{ID: envelope.ID(key), Own: true, Peer: o.peer, Ended: true, State: o.res.State.String(), Result: &o.res, Created: envelope.ID(key).Time()}
-			w.Job = &envelope.Job{Channel: o.res.Channel, Epoch: o.res.Epoch, Seq: o.res.Seq}
-		}
-		p.Jobs = append(p.Jobs, w)
+		p.Jobs = append(p.Jobs, &View{ID: envelope.ID(key)}) // List completes it
 		last = key
 		return nil
 	})
@@ -308,7 +309,7 @@ func (j *Jobs) describeOwn(tx *spool.Tx, item *spool.Item, v *View, o *outcome) 
 	}
 	switch leg := &item.Legs[0]; {
 	case o != nil && o.res.Held:
-		v.State, v.Why = o.res.State.String(), "held at the destination: "+o.res.Reason
+		v.State, v.Why = o.res.State.String(), strings.TrimSuffix("its channel waits for somebody there: "+o.res.Reason, ": ")
 	case c != nil && !own.void.IsZero():
 		v.State = "cancelling"
 	case leg.State == spool.Due || leg.State == spool.Deferred:

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"mochila/bridge/jobs/handler"
 	"mochila/internal/submit"
 )
 
@@ -21,6 +22,7 @@ var version = "devel"
 func main() { os.Exit(start()) }
 
 func start() int {
+	handler.ShimMain() // does not return in a process that becomes the program of a job
 	switch filepath.Base(os.Args[0]) {
 	case "sendmail", "mailq", "newaliases", "rmail", "rsmtp":
 		return submit.Run(&submit.Env{Args: os.Args, Stdin: 0, Stdout: 1, Stderr: 2, Getenv: syscall.Getenv})

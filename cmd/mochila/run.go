@@ -135,6 +135,7 @@ Three commands make a node and a neighbour:
 		&cobra.Group{ID: "node", Title: "The node:"},
 		&cobra.Group{ID: "pair", Title: "Other nodes:"},
 		&cobra.Group{ID: "mail", Title: "Mail:"},
+		&cobra.Group{ID: "jobs", Title: "Remote jobs:"},
 		&cobra.Group{ID: "care", Title: "Care:"},
 	)
 	add := func(group string, cs ...*cobra.Command) {
@@ -146,6 +147,7 @@ Three commands make a node and a neighbour:
 	add("node", a.initCmd(), a.serveCmd(), a.statusCmd(), a.reloadCmd(), a.versionCmd())
 	add("pair", a.cardCmd(), a.inviteCmd(), a.joinCmd(), a.peerCmd(), a.contactCmd(), a.syncCmd(), a.receiveCmd())
 	add("mail", a.sendmailCmd(), a.queueCmd(), a.mailqCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
+	add("jobs", a.runCmd(), a.jobsCmd())
 	add("care", a.checkCmd(), a.fsckCmd(), a.quarantineCmd(), a.clockCmd(), a.restoredCmd())
 	root.SetHelpCommandGroupID("node")
 	root.SetCompletionCommandGroupID("node")

@@ -395,9 +395,6 @@ func sameSocket(a, b string) bool {
 
 func (k *checker) handlers() {
 	names := map[string]Handler{}
-	if len(k.c.Handlers) > 0 {
-		k.warn(k.c.Handlers[0].at, "", "this version runs no jobs", "")
-	}
 	for _, h := range k.c.Handlers {
 		if h.Name == "" || len(h.Command) == 0 || h.Command[0] == "" {
 			k.bad(h.at, "", "a handler needs name and command", `such as command = ["/usr/local/bin/restore", "--stdin"]`)

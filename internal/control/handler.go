@@ -104,6 +104,7 @@ func (n *Node) Handler() http.Handler {
 	post("/v1/fsck", func(r *http.Request) (any, error) { return n.fsck(r.FormValue("fix") == "1") })
 	post("/v1/receive", func(r *http.Request) (any, error) { return n.receive(r.Context(), r.FormValue("from"), r.Body) })
 	mux.HandleFunc("POST /v1/sync", n.serveSync)
+	n.jobVerbs(mux)
 	return mux
 }
 

@@ -25,7 +25,7 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 	p := jobs.Policy{}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
-		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry, OnFailure: h.OnFailure,
+		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry + 1, OnFailure: h.OnFailure,
 			Unordered: h.Order == "none", Concurrency: h.Concurrency}
 		args := argPolicy(h)
 		env := handler.EnvPolicy{Allow: h.Env}
@@ -59,6 +59,7 @@ func joinEnv(v [][2]string) []string {
 // below dir while it runs: its working directory, and which process it is, for the start after a crash.
 type runner struct {
 	config func() *config.Config
+	base   string // relative directories of handlers are below it
 	dir    string
 }
 
@@ -111,8 +112,11 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 			return no(false, "working directory: %v", err)
 		}
 	}
-	if spec.Dir == "" {
+	switch {
+	case spec.Dir == "":
 		spec.Dir = work
+	case !filepath.IsAbs(spec.Dir):
+		spec.Dir = filepath.Join(r.base, spec.Dir)
 	}
 	if s.Size > 0 {
 		spec.Stdin = in

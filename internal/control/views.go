@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mochila/bridge"
+	"mochila/bridge/jobs"
 	"mochila/internal/envelope"
 	"mochila/spool"
 )
@@ -40,6 +41,12 @@ func (n *Node) destName(d spool.Dest) string {
 	if id, ok := d.Node(); ok {
 		return n.nodeName(id)
 	}
+	if id, ok := jobs.Waits(d); ok {
+		return "jobs of " + n.nodeName(id)
+	}
+	if d == jobs.ResultDest {
+		return "results of jobs"
+	}
 	return "dead letters"
 }
 
@@ -67,6 +74,10 @@ func (n *Node) queueItem(it *spool.Item) QueueItem {
 		q.Kind = "report"
 	case envelope.KindTransit:
 		q.Kind = "transit"
+	case envelope.KindJob:
+		q.Kind = "job"
+	case envelope.KindResult:
+		q.Kind = "result"
 	default:
 		q.Kind = fmt.Sprintf("kind %d", e.Kind)
 	}
@@ -167,6 +178,8 @@ func (f queueFilter) plain() bool { return f.state == 0 && f.dest == "" && f.uid
 
 func (f queueFilter) query() spool.Query {
 	q := spool.Query{Dest: f.dest, State: f.state, After: f.after, Limit: f.limit}
+	// results that have come home wait for nothing: mochila jobs shows them
+	q.Match = func(it *spool.Item) bool { return f.dest == jobs.ResultDest || it.Legs[0].Dest != jobs.ResultDest }
 	if f.uid != 0 || f.match != "" {
 		want := strings.ToLower(f.match)
 		q.Match = func(it *spool.Item) bool {
@@ -219,6 +232,9 @@ func (n *Node) list(f queueFilter) (*QueueList, error) {
 func (n *Node) totals() (count int, bytes int64, err error) {
 	counts, err := n.spool.Counts()
 	for i := range counts {
+		if counts[i].Dest == jobs.ResultDest {
+			continue
+		}
 		count += counts[i].Total()
 		bytes += counts[i].Bytes
 	}
