@@ -96,7 +96,7 @@ func (l *lab) node(name string) *node {
 }
 
 func (l *lab) spoolOptions(n *node, o *spool.Options) {
-	o.Reserve = 100 << 20
+	o.Reserve, o.Ballast = 100<<20, -1
 	o.Free = func() (int64, int64, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -141,11 +141,11 @@ func (l *lab) level() slog.Level {
 	return slog.LevelWarn
 }
 
-// pass lets time go by in steps of at most an hour, with all that a node does by the clock.
+// pass lets time go by in steps of at most a day, with all that a node does by the clock.
 func (l *lab) pass(d time.Duration, nodes ...*node) {
 	l.t.Helper()
 	for d > 0 {
-		step := min(d, 6*time.Hour)
+		step := min(d, 24*time.Hour)
 		d -= step
 		l.set(l.clock().Add(step))
 		for _, n := range nodes {
@@ -423,68 +423,70 @@ func (l *lab) settle(rounds int, nodes ...*node) {
 	}
 }
 
-// copyTree makes a hard copy of a spool between two commits, as a snapshot of the disk would.
-func (n *node) copyTree(to string) {
+// image is a hard copy of a spool: its files, as a snapshot of the disk between two commits has them.
+type image map[string][]byte
+
+// image copies the node's spool.
+func (n *node) image() image {
 	n.t.Helper()
-	err := n.sp.Apply(func(*spool.Tx) error {
-		if err := os.RemoveAll(to); err != nil {
+	var m image
+	err := n.sp.Apply(func(*spool.Tx) error { // the writer waits: nothing changes meanwhile
+		m = image{}
+		root := filepath.Join(n.dir, "spool")
+		return filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			rel, err := filepath.Rel(root, p)
+			if err == nil {
+				m[rel], err = os.ReadFile(p)
+			}
 			return err
-		}
-		return os.CopyFS(to, os.DirFS(filepath.Join(n.dir, "spool")))
+		})
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	return m
 }
 
-// putBack replaces the spool of a closed node by a copy, keeping the inode of every file that is there still: what a
-// snapshot of the disk does, and nobody inside can see.
-func (n *node) putBack(from string) {
+// putBack replaces the spool of a closed node by an image, keeping the inode of every file that is there still: as when
+// the disk itself is put back, and nobody inside can see it.
+func (n *node) putBack(m image) {
 	n.t.Helper()
 	root := filepath.Join(n.dir, "spool")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		n.t.Fatal(err)
+	}
 	err := filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		rel, _ := filepath.Rel(root, p)
-		if _, err := os.Stat(filepath.Join(from, rel)); os.IsNotExist(err) {
-			return os.Remove(p)
+		if rel, err := filepath.Rel(root, p); err != nil || m[rel] == nil {
+			return errors.Join(err, os.Remove(p))
 		}
 		return nil
 	})
-	if err == nil {
-		err = filepath.WalkDir(from, func(p string, d os.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			rel, _ := filepath.Rel(from, p)
-			to := filepath.Join(root, rel)
-			if d.IsDir() {
-				return os.MkdirAll(to, 0o700)
-			}
-			b, err := os.ReadFile(p)
-			if err != nil {
-				return err
-			}
-			return os.WriteFile(to, b, 0o600)
-		})
+	for rel, b := range m {
+		to := filepath.Join(root, rel)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(to), 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(to, b, 0o600)
+		}
 	}
 	if err != nil {
 		n.t.Fatal(err)
 	}
 }
 
-// snapshot takes a hard copy of the spool and returns how to go back to it: the node is closed, its disk put back to
-// that moment, and opened.
-func (n *node) snapshot() (back func()) {
-	to := n.t.TempDir()
-	n.copyTree(to)
-	return func() {
-		n.t.Helper()
-		n.close()
-		n.putBack(to)
-		n.open()
-	}
+// rollBack ends a node's process, puts its disk back, and starts it again.
+func (n *node) rollBack(m image) {
+	n.t.Helper()
+	n.close()
+	n.putBack(m)
+	n.open()
 }
 
 // incarnation is a short name of a node's life.
