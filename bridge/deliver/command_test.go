@@ -39,7 +39,7 @@ func TestPipe(t *testing.T) {
 	tr := open(t, "pipe:"+path, Options{TempDir: dir})
 	m := mail("", "Subject: hi\n\n.dot\n\u00e9", "b@y", `"c d"@y`)
 	m.Header = []byte("Received: here\r\n")
-	check(t, tr, m, "0 delivered 0 2.0.0 delivered to "+path, "1 delivered 0 2.0.0 delivered to "+path)
+	check(t, tr, m, "0 delivered 2.0.0 delivered to "+path, "1 delivered 2.0.0 delivered to "+path)
 	body := "Received: here\nSubject: hi\n\n.dot\n\u00e9\n"
 	id := m.Env.ID.String()
 	want := "0 <> b@y " + id + " \n" + body + "0 <> \"c d\"@y " + id + " \n" + body
@@ -53,39 +53,39 @@ func TestPipe(t *testing.T) {
 
 func TestPipeExitCodes(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
-		{"exit 0", "delivered 0 2.0.0 delivered to PATH"},
-		{"echo fine; exit 0", "delivered 0 2.0.0 delivered to PATH"},
-		{"exit 1", "pending 0 4.3.0 prog exited with status 1"},
-		{"exit 65", "failed 0 5.6.0 prog exited with status 65"},
-		{"echo; echo no such user >&2; exit 67", "failed 0 5.1.1 no such user"},
-		{"exit 68", "failed 0 5.1.2 prog exited with status 68"},
-		{"exit 69", "failed 0 5.3.0 prog exited with status 69"},
-		{"exit 74", "pending 0 4.3.0 prog exited with status 74"},
-		{"echo 4.4.1 link is down; exit 75", "pending 0 4.4.1 link is down"},
-		{"echo 5.1.1 unknown; exit 75", "pending 0 4.1.1 unknown"},
-		{"echo 5.7.1 not you; exit 1", "failed 0 5.7.1 not you"},
-		{"echo 4.2.2 quota; exit 77", "pending 0 4.2.2 quota"},
-		{"echo 2.0.0 fine; exit 77", "failed 0 5.7.0 2.0.0 fine"},
-		{"exit 77", "failed 0 5.7.0 prog exited with status 77"},
-		{"exit 127", "pending 0 4.3.0 prog exited with status 127"},
-		{"kill -9 $$", "pending 0 4.3.0 prog was signal: killed"},
-		{"echo 5.1.1 last words; kill -9 $$", "pending 0 4.1.1 prog was signal: killed: last words"},
-		{"printf 'a\\033[31m\\001b\\n'; exit 65", "failed 0 5.6.0 a?[31m?b"},
-		{"head -c 100000 /dev/zero | tr '\\0' x; exit 65", "failed 0 5.6.0 " + strings.Repeat("x", 1000)},
+		{"exit 0", "delivered 2.0.0 delivered to PATH"},
+		{"echo fine; exit 0", "delivered 2.0.0 delivered to PATH"},
+		{"exit 1", "pending 4.3.0 prog exited with status 1"},
+		{"exit 65", "failed 5.6.0 prog exited with status 65"},
+		{"echo; echo no such user >&2; exit 67", "failed 5.1.1 no such user"},
+		{"exit 68", "failed 5.1.2 prog exited with status 68"},
+		{"exit 69", "failed 5.3.0 prog exited with status 69"},
+		{"exit 74", "pending 4.3.0 prog exited with status 74"},
+		{"echo 4.4.1 link is down; exit 75", "pending 4.4.1 link is down"},
+		{"echo 5.1.1 unknown; exit 75", "pending 4.1.1 unknown"},
+		{"echo 5.7.1 not you; exit 1", "failed 5.7.1 not you"},
+		{"echo 4.2.2 quota; exit 77", "pending 4.2.2 quota"},
+		{"echo 2.0.0 fine; exit 77", "failed 5.7.0 2.0.0 fine"},
+		{"exit 77", "failed 5.7.0 prog exited with status 77"},
+		{"exit 127", "pending 4.3.0 prog exited with status 127"},
+		{"kill -9 $$", "pending 4.3.0 prog was signal: killed"},
+		{"echo 5.1.1 last words; kill -9 $$", "pending 4.1.1 prog was signal: killed: last words"},
+		{"printf 'a\\033[31m\\001b\\n'; exit 65", "failed 5.6.0 a?[31m?b"},
+		{"head -c 100000 /dev/zero | tr '\\0' x; exit 65", "failed 5.6.0 " + strings.Repeat("x", 1000)},
 	} {
 		path, _ := script(t, c.text)
 		tr := open(t, "pipe:"+path, Options{})
 		check(t, tr, mail("a@x", hello, "b@y"), "0 "+strings.ReplaceAll(c.want, "PATH", path))
 	}
 	tr := open(t, "pipe:/does/not/exist", Options{})
-	check(t, tr, mail("a@x", hello, "b@y"), "0 pending 0 4.3.0 cannot start /does/not/exist: no such file or directory")
+	check(t, tr, mail("a@x", hello, "b@y"), "0 pending 4.3.0 cannot start /does/not/exist: no such file or directory")
 }
 
 func TestPipeTimeout(t *testing.T) {
 	// The child in the same group must go too, and one that holds the output open must not hold us.
 	path, dir := script(t, `sleep 1000 & echo $! >"$D/pid"; echo waiting; wait`)
 	tr := open(t, "pipe:"+path, Options{Run: 300 * time.Millisecond})
-	check(t, tr, mail("a@x", hello, "b@y"), "0 pending 0 4.3.0 prog took longer than 300ms: waiting")
+	check(t, tr, mail("a@x", hello, "b@y"), "0 pending 4.3.0 prog took longer than 300ms: waiting")
 	pid := strings.TrimSpace(readFile(t, dir+"/pid"))
 	if b, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
 		t.Errorf("the child is still there: %s", b)
@@ -103,7 +103,7 @@ func TestPipeInterrupted(t *testing.T) {
 		cancel()
 	}()
 	tr := open(t, "pipe:"+path, Options{Grace: 10 * time.Millisecond})
-	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y", "c@y"), "0 pending 0 4.3.0 interrupted", "1 pending 0 4.3.2 not tried: interrupted")
+	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y", "c@y"), "0 pending 4.3.0 interrupted", "1 pending 4.3.2 not tried: interrupted")
 
 	// What ends within the grace is not lost.
 	path, dir = script(t, `echo >"$D/started"; cat >/dev/null`)
@@ -116,7 +116,7 @@ func TestPipeInterrupted(t *testing.T) {
 		cancel()
 	}()
 	tr = open(t, "pipe:"+path, Options{})
-	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y"), "0 delivered 0 2.0.0 delivered to "+path)
+	checkCtx(t, ctx, tr, mail("a@x", hello, "b@y"), "0 delivered 2.0.0 delivered to "+path)
 }
 
 // A program never sees content that is not the mail.
@@ -128,9 +128,9 @@ func TestCommandContentTrouble(t *testing.T) {
 		m := rawMail("a@x", big, "b@y")
 		m.Env.Mail.Body = "7BIT"
 		m.Open = func() (io.ReadCloser, error) { return &reader{append([]byte("X"), big[1:]...), len(big), io.EOF}, nil }
-		check(t, tr, m, "0 pending 0 4.3.0 stored content does not match its checksum [corrupt]")
+		check(t, tr, m, "0 pending 4.3.0 stored content does not match its checksum [corrupt]")
 		m.Open = func() (io.ReadCloser, error) { return &reader{big, len(big) / 2, errDisk}, nil }
-		check(t, tr, m, "0 pending 0 4.3.0 input/output error")
+		check(t, tr, m, "0 pending 4.3.0 input/output error")
 	}
 	if _, err := os.Stat(dir + "/out"); err == nil {
 		t.Error("the program was started")
@@ -144,8 +144,8 @@ func TestSendmail(t *testing.T) {
 	m.Env.Mail.Ret, m.Env.Mail.EnvID = "HDRS", "id+2B1"
 	m.Env.Mail.Recipients[2].Notify = envelope.NotifyNever
 	for range 2 {
-		check(t, tr, m, "0 relayed 0 2.0.0 taken by "+path, "1 relayed 0 2.0.0 taken by "+path, "2 relayed 0 2.0.0 taken by "+path,
-			`3 failed 0 5.1.3 recipient address "a\nb@y" is none`)
+		check(t, tr, m, "0 relayed 2.0.0 taken by "+path, "1 relayed 2.0.0 taken by "+path, "2 relayed 2.0.0 taken by "+path,
+			`3 failed 5.1.3 recipient address "a\nb@y" is none`)
 	}
 	body := "\nSubject: hi\n\n.\nx\n"
 	run := "[-G][-i][-f][-fake@x][-R][hdrs][-V][id+1][--][b@y][-odq@y]" + body +
@@ -155,12 +155,12 @@ func TestSendmail(t *testing.T) {
 	}
 	os.Remove(dir + "/out")
 	m = mail("", "x: \u00e9\n\n", "b@y")
-	check(t, tr, m, "0 relayed 0 2.0.0 taken by "+path)
+	check(t, tr, m, "0 relayed 2.0.0 taken by "+path)
 	if got, want := readFile(t, dir+"/out"), "[-G][-i][-f][<>][-B][8BITMIME][--][b@y]\nx: \u00e9\n\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	m.Env.Mail.RequireTLS = true
-	check(t, tr, m, "0 failed 0 5.7.30 REQUIRETLS was asked for, and sendmail has no way to say so")
+	check(t, tr, m, "0 failed 5.7.30 REQUIRETLS was asked for, and sendmail has no way to say so")
 }
 
 // Exim takes -N for "do not deliver": it must never see it.
@@ -169,7 +169,7 @@ func TestSendmailExim(t *testing.T) {
 	tr := open(t, "sendmail:"+path, Options{})
 	m := mail("a@x", hello, "b@y")
 	m.Env.Mail.Ret, m.Env.Mail.EnvID, m.Env.Mail.Recipients[0].Notify = "FULL", "x", envelope.NotifySuccess
-	check(t, tr, m, "0 relayed 0 2.0.0 taken by "+path)
+	check(t, tr, m, "0 relayed 2.0.0 taken by "+path)
 	if got := readFile(t, dir+"/out"); got != "-G -i -f a@x -- b@y\n" {
 		t.Errorf("arguments %q", got)
 	}
@@ -178,8 +178,8 @@ func TestSendmailExim(t *testing.T) {
 func TestSendmailWithoutG(t *testing.T) {
 	path, dir := script(t, `[ "$1" = -G ] && { echo "prog: invalid option -- 'G'" >&2; exit 64; }; echo "$*" >>"$D/out"`)
 	tr := open(t, "sendmail:"+path, Options{})
-	check(t, tr, mail("a@x", hello, "b@y"), "0 relayed 0 2.0.0 taken by "+path)
-	check(t, tr, mail("a@x", hello, "c@y"), "0 relayed 0 2.0.0 taken by "+path)
+	check(t, tr, mail("a@x", hello, "b@y"), "0 relayed 2.0.0 taken by "+path)
+	check(t, tr, mail("a@x", hello, "c@y"), "0 relayed 2.0.0 taken by "+path)
 	if got := readFile(t, dir+"/out"); got != "-i -f a@x -- b@y\n-i -f a@x -- c@y\n" {
 		t.Errorf("arguments %q", got)
 	}
@@ -189,9 +189,9 @@ func TestSendmailFailures(t *testing.T) {
 	path, dir := script(t, `echo "$*" >>"$D/out"; case "$*" in *no@*) echo "prog: no@y... User unknown" >&2; exit 67;; *later@*) exit 75;; *usage@*) exit 64;; esac`)
 	tr := open(t, "sendmail:"+path, Options{MaxRcpts: 3})
 	check(t, tr, mail("a@x", hello, "b@y", "no@y", "c@y", "later@y", "d@y"),
-		"0 relayed 0 2.0.0 taken by "+path, "1 failed 0 5.1.1 prog: no@y... User unknown", "2 relayed 0 2.0.0 taken by "+path,
-		"3 pending 0 4.3.0 prog exited with status 75", "4 pending 0 4.3.0 prog exited with status 75")
-	check(t, tr, mail("a@x", hello, "usage@y"), "0 pending 0 4.3.0 prog exited with status 64")
+		"0 relayed 2.0.0 taken by "+path, "1 failed 5.1.1 prog: no@y... User unknown", "2 relayed 2.0.0 taken by "+path,
+		"3 pending 4.3.0 prog exited with status 75", "4 pending 4.3.0 prog exited with status 75")
+	check(t, tr, mail("a@x", hello, "usage@y"), "0 pending 4.3.0 prog exited with status 64")
 	if got := strings.Count(readFile(t, dir+"/out"), "\n"); got != 6 {
 		t.Errorf("%d runs, want 6", got)
 	}

@@ -48,11 +48,11 @@ func TestParametersNotOffered(t *testing.T) {
 	f := &fake{}
 	tr := open(t, f.start(t), Options{})
 	m := fullMail()
-	check(t, tr, m, "0 failed 0 5.7.30 REQUIRETLS was asked for, and the server does not offer it",
-		"1 failed 0 5.7.30 REQUIRETLS was asked for, and the server does not offer it")
+	check(t, tr, m, "0 failed 5.7.30 REQUIRETLS was asked for, and the server does not offer it",
+		"1 failed 5.7.30 REQUIRETLS was asked for, and the server does not offer it")
 	m.Env.Mail.RequireTLS = false
-	check(t, tr, m, "0 failed 0 5.6.9 the header needs SMTPUTF8, and the server does not offer it",
-		"1 failed 0 5.6.9 the header needs SMTPUTF8, and the server does not offer it")
+	check(t, tr, m, "0 failed 5.6.9 the header needs SMTPUTF8, and the server does not offer it",
+		"1 failed 5.6.9 the header needs SMTPUTF8, and the server does not offer it")
 	f.checkCommands(t)
 	m.Env.Mail.SMTPUTF8 = false // raw 8-bit is sent as it is
 	check(t, tr, m, "0 relayed 250 2.0.0 queued as 1", "1 delivered 250 2.0.0 queued as 1")
@@ -91,11 +91,11 @@ func TestSMTPUTF8(t *testing.T) {
 	tr := open(t, f.start(t), Options{})
 	m := mail("a@x", hello, "ана@пример.рф", "b@y")
 	m.Env.Mail.SMTPUTF8 = true
-	check(t, tr, m, "0 failed 0 5.6.7 the recipient address needs SMTPUTF8, and the server does not offer it",
+	check(t, tr, m, "0 failed 5.6.7 the recipient address needs SMTPUTF8, and the server does not offer it",
 		"1 delivered 250 2.0.0 queued as 1 [dsn]")
 	m.Env.Mail.Sender = "ана@x"
-	check(t, tr, m, "0 failed 0 5.6.7 the sender address needs SMTPUTF8, and the server does not offer it",
-		"1 failed 0 5.6.7 the sender address needs SMTPUTF8, and the server does not offer it")
+	check(t, tr, m, "0 failed 5.6.7 the sender address needs SMTPUTF8, and the server does not offer it",
+		"1 failed 5.6.7 the sender address needs SMTPUTF8, and the server does not offer it")
 	f.commands()
 
 	f = &fake{ext: []string{"PIPELINING", "DSN", "SMTPUTF8"}}
@@ -108,11 +108,11 @@ func TestSMTPUTF8(t *testing.T) {
 func TestSizeAndDeadline(t *testing.T) {
 	f := &fake{ext: []string{"SIZE 30", "DELIVERBY 240"}}
 	tr := open(t, f.start(t), Options{})
-	check(t, tr, mail("a@x", hello, "b@y"), "0 failed 0 5.3.4 message size 35 exceeds size limit 30 of the server")
+	check(t, tr, mail("a@x", hello, "b@y"), "0 failed 5.3.4 message size 35 exceeds size limit 30 of the server")
 	m := mail("a@x", "x\n", "b@y")
 	past := time.Now().Add(-90 * time.Second)
 	m.Env.Mail.By = &envelope.By{Deadline: past, Return: true}
-	check(t, tr, m, "0 failed 0 5.4.7 delivery time expired: requested by "+past.UTC().Format(time.RFC3339))
+	check(t, tr, m, "0 failed 5.4.7 delivery time expired: requested by "+past.UTC().Format(time.RFC3339))
 	f.checkCommands(t)
 	now := time.Now()
 	for _, c := range []struct {
