@@ -99,7 +99,7 @@ func join(t *testing.T, carrier string, a, b *site) {
 		pair(a.node, b.node, t.TempDir())
 	case "tcp":
 		a.knows(b.node, control.PeerAdd{Carrier: "tcp:" + b.link})
-		b.knows(a.node, control.PeerAdd{When: "on-call"})
+		b.knows(a.node, control.PeerAdd{Carrier: "tcp:" + a.link})
 	}
 	for _, s := range []*site{a, b} {
 		s.configure(s.conf)

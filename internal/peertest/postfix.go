@@ -302,7 +302,7 @@ func (p *Postfix) Stop() {
 
 func (p *Postfix) remove() {
 	if p.t.Failed() {
-		p.t.Logf("log of Postfix:\n%s", p.Log())
+		p.t.Logf("log of Postfix:\n%s", tail(p.Log()))
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
 		p.t.Errorf("removing the private Postfix: %v", err)
@@ -452,11 +452,20 @@ func Await(t testing.TB, what string, done func() bool, logs ...func() string) {
 		case <-deadline:
 			var b strings.Builder
 			for _, log := range logs {
-				b.WriteString("\n" + log())
+				b.WriteString("\n" + tail(log()))
 			}
 			t.Fatalf("waited %v in vain for %s%s", patience, what, b.String())
 		}
 	}
+}
+
+// tail is the end of a log.
+func tail(s string) string {
+	const most = 16 << 10
+	if len(s) > most {
+		s = "…" + s[len(s)-most:]
+	}
+	return s
 }
 
 // FreePort returns a loopback address HOST:PORT that nobody listened on a moment ago.
