@@ -169,6 +169,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	start(b.runContacts)
 	start(b.jobs.Run)
 	wg.Wait()
+	b.background.Wait() // nobody starts a watch any more
 	return context.Cause(ctx)
 }
 

@@ -175,6 +175,9 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
 			d.b.log.Error("lease", "queue", string(q), "err", err)
+			d.mu.Lock()
+			d.failed(q, p, envelope.Status{Code: 451, Enhanced: "4.3.0", Text: "the spool cannot be read: " + err.Error()})
+			d.mu.Unlock()
 		}
 		if len(l) == 0 {
 			break

@@ -15,18 +15,10 @@ func (b *Bridge) runTimers(ctx context.Context) {
 	b.startUp()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	defer b.background.Wait()
 	var minute, hour time.Time // of the last chores
 	for {
 		select {
 		case <-ctx.Done():
-			b.mu.Lock()
-			for _, s := range b.contacts {
-				if s.unwatch != nil {
-					s.unwatch()
-				}
-			}
-			b.mu.Unlock()
 			return
 		case <-timer.C:
 		}
