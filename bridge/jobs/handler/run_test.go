@@ -649,6 +649,15 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestTightLimits: limits that would stop the shim itself stop only the program.
+func TestTightLimits(t *testing.T) {
+	for range 10 {
+		if r := do(t, Spec{Command: []string{"/bin/true"}, Limits: Limits{Memory: 8 << 20, Files: 4}}); !r.OK() {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 func TestNoNewPrivs(t *testing.T) {
 	for name, limits := range both {
 		for _, on := range []bool{false, true} {
