@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 )
@@ -42,8 +43,10 @@ type contact struct {
 	inFlight []*Packet // PACKETs not acknowledged, in order
 	acked    uint64    // PACKETs acknowledged
 	offers   map[uint64]*sending
-	offered  uint64     // OFFERs sent
-	ended    []*sending // offers with a verdict, for the writer to clean up
+	offered  uint64      // OFFERs sent
+	ended    []*sending  // offers with a verdict, for the writer to clean up
+	saidDone bool        // a DONE has left
+	dones    [][2]uint64 // PACKETs and OFFERs that left before each DONE, without what was acknowledged long ago
 
 	// the neighbour, as it said itself
 	peerDone    bool   // nothing to send, and no packet since
@@ -121,6 +124,13 @@ func (c *contact) run(ctx context.Context, greeted func() error) (Stats, error) 
 	w.close()
 	<-reader
 	c.work.Wait()
+	select {
+	case f := <-w.got:
+		if f.p != nil && err == nil {
+			c.stats.Late++
+		}
+	default:
+	}
 	for _, r := range c.incoming {
 		if e := r.part.keep(); e != nil {
 			c.o.Log.Warn("partial packet not kept", "packet", r.part.id, "err", e)
@@ -185,10 +195,22 @@ func (c *contact) settled() bool {
 	return c.peerDone && in && out
 }
 
+// crossed reports whether the neighbour hung up because all was said, while new work was on its way to it: that work is
+// late, and no contact was cut. The neighbour has then dealt with exactly what came before one of this side's DONEs. mu
+// is held.
+func (c *contact) crossed() bool {
+	in := c.stop || c.busy == 0 && len(c.incoming) == 0
+	return in && c.peerDone && slices.Contains(c.dones, [2]uint64{c.acked, c.peerOffers})
+}
+
 // hungUp decides what the end of the incoming stream means.
 func (c *contact) hungUp(err error) error {
 	c.mu.Lock()
 	clean := c.settled()
+	if !clean && c.crossed() {
+		clean = true
+		c.stats.Late += len(c.inFlight) + len(c.offers)
+	}
 	if clean {
 		c.closed = true
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -36,7 +37,6 @@ type writer struct {
 	gaveUp  bool // too much failed: nothing more is sent
 	more    <-chan struct{}
 
-	saidDone    bool
 	sentSince   bool // a packet or offer went out since the last DONE
 	donePackets uint64
 	doneOffers  uint64
@@ -476,12 +476,17 @@ func (w *writer) sayDone() (said bool, err error) {
 		w.peerDone && len(w.incoming) == 0 && (w.donePackets != packets || w.doneOffers != offers)
 	if idle && news {
 		w.unacked = 0
+		w.saidDone = true
+		w.dones = slices.DeleteFunc(w.dones, func(d [2]uint64) bool { return d[0] < w.acked || d[1] < w.peerOffers })
+		if d := [2]uint64{w.acked + uint64(len(w.inFlight)), w.offered}; !slices.Contains(w.dones, d) {
+			w.dones = append(w.dones, d)
+		}
 	}
 	w.mu.Unlock()
 	if !idle || !news {
 		return false, nil
 	}
-	w.saidDone, w.sentSince = true, false
+	w.sentSince = false
 	w.donePackets, w.doneOffers, w.saidAck = packets, offers, packets
 	return true, w.write(frameDone, []uint64{packets, offers, uint64(w.o.Linger / time.Second)})
 }

@@ -101,6 +101,36 @@ func TestReceiptInTheSameContact(t *testing.T) {
 	}
 }
 
+// New work that crosses the neighbour's hanging up is late: no error, and it is not taken for sent.
+func TestNewWorkMeetsAClosedLine(t *testing.T) {
+	for _, size := range []int{300, 200_000} {
+		for _, after := range []time.Duration{1500 * time.Millisecond, 2 * time.Second} {
+			synctest.Test(t, func(t *testing.T) {
+				first, late := transporttest.Packet(0, transporttest.Random(1, 300)), transporttest.Packet(0, transporttest.Random(2, size))
+				m := &meeting{
+					caller: transporttest.NewStation("ship", first), callee: transporttest.NewStation("shore"),
+					ab: transporttest.Line{Latency: time.Second}, ba: transporttest.Line{Latency: time.Second},
+				}
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					time.Sleep(after)
+					m.caller.Add(late)
+				})
+				m.run(t.Context())
+				wg.Wait()
+				m.mustEndWell(t)
+				transporttest.RequireReceived(t, m.callee, first)
+				if m.callerStats.PacketsOut != 1 || m.caller.Left() != 1 {
+					t.Errorf("%d bytes after %v: %d packets out, %d left", size, after, m.callerStats.PacketsOut, m.caller.Left())
+				}
+				if after < 2*time.Second && m.callerStats.Late != 1 {
+					t.Errorf("%d bytes after %v: %d packets were late", size, after, m.callerStats.Late)
+				}
+			})
+		}
+	}
+}
+
 func TestLingerCarriesWhatComesLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := transporttest.Packet(0, []byte("late, but not too late for this contact"))

@@ -117,6 +117,7 @@ type Stats struct {
 	Incomplete            int // incoming packets that are not all there yet
 	Removed               int // own packets taken off a folder, acknowledged
 	Waiting               int // own packets that still lie on a folder
+	Late                  int // own packets that were ready when the neighbour had hung up already, all being said
 	Began                 time.Time
 }
 
