@@ -298,11 +298,11 @@ func (b *Bridge) link(c *Contact) (transport.Link, error) {
 func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
 	l, err := b.link(c)
 	var st transport.Stats
-	envelopes, stuck := 0, false
+	envelopes, late, stuck := 0, false, false
 	if err == nil {
 		d := b.openDesk(c)
 		st, err = l.Run(ctx, d)
-		envelopes, stuck = d.close()
+		envelopes, late, stuck = d.close(st.Late)
 	}
 	now := b.now()
 	limits := b.Policy().Limits
@@ -321,8 +321,10 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 			s.next = now.Add(limits.RetryMin)
 		case stuck:
 			s.next = now.Add(rescan)
-		case st.PacketsIn+st.PacketsOut == 0:
+		case st.PacketsIn+st.PacketsOut == 0 && !late:
 			s.next = now.Add(idlePause)
+		case late && isLive(c.URL):
+			s.poked = true // what the neighbour's hanging up left behind goes at once
 		}
 	case ctx.Err() != nil:
 	case errors.Is(err, transport.ErrAbsent) && !isLive(c.URL):
@@ -332,7 +334,9 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 			b.log.Warn("contact failed", "node", c.NodeName, "carrier", publicURL(c.URL), "err", esc(err.Error()))
 		}
 		s.err = err.Error()
-		s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax)
+		if s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax); st.PacketsIn+st.PacketsOut > 0 {
+			s.backoff = idlePause // a line that breaks, but carries
+		}
 		s.next = now.Add(s.backoff)
 	}
 	return st, envelopes, err

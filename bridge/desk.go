@@ -81,8 +81,9 @@ func publicURL(s string) string {
 }
 
 // close ends the contact and gives back what was leased and not sent. It tells how many envelopes the carrier took,
-// and whether something that is due could not leave: too big, over the budget, impossible to seal, or not taken.
-func (d *desk) close() (envelopes int, stuck bool) {
+// whether packets were ready when it was over already (of those handed to the carrier late ones), and whether
+// something that is due could not leave: too big, over the budget, impossible to seal, or not taken.
+func (d *desk) close(handed int) (envelopes int, late, stuck bool) {
 	d.b.mu.Lock()
 	delete(d.b.desks, d)
 	d.b.mu.Unlock()
@@ -92,15 +93,16 @@ func (d *desk) close() (envelopes int, stuck bool) {
 	if d.timer != nil {
 		d.timer.Stop()
 	}
-	stuck = len(d.aside) > 0 || len(d.sent) > 0 || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
+	behind := handed + len(d.ready)
+	stuck = len(d.aside) > 0 || len(d.sent) > behind || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
 	d.b.spool.Release(d.aside...)
 	d.aside = nil
-	return d.envelopes, stuck
+	return d.envelopes, behind > 0, stuck
 }
 
 // Close ends the contact of a neighbour that called (transport.Closer).
 func (d *desk) Close() {
-	d.close()
+	d.close(0)
 	if d.called == nil {
 		return
 	}

@@ -164,7 +164,7 @@ func (b *Bridge) ReceiveFrom(ctx context.Context, prev envelope.NodeID, size int
 // Visit reads what a stranger may have left on a folder: only an invitation's proof lets it in. It hands out nothing.
 func (b *Bridge) Visit(ctx context.Context, l transport.Link, url string) (transport.Stats, error) {
 	d := b.openDesk(&Contact{URL: url})
-	defer d.close()
+	defer d.close(0)
 	return l.Run(ctx, d)
 }
 
