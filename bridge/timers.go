@@ -204,7 +204,7 @@ func (b *Bridge) hourly(now time.Time) {
 		}
 		b.prune(finishedPackets, now.Add(-400*24*time.Hour)) // a stick may be away for long
 		b.prune(refusedHeads, now.Add(-90*24*time.Hour))
-		b.prune(quietItems, now.Add(-400*24*time.Hour))
+		b.prune(quietItems, now.Add(-90*24*time.Hour)) // no session lives longer
 		b.prune("refusals", now.Add(-24*time.Hour))
 		b.prune(tombstones, now)
 		if err := b.pruneInvites(now); err != nil {
