@@ -346,6 +346,7 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 	b := in.b
 	limit := b.Policy().Limits.MessageSize
 	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
+	defer rd.Close()
 	for n := 0; ; n++ {
 		rec, err := rd.Next()
 		if err == io.EOF {
