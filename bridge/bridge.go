@@ -61,9 +61,8 @@ type Bridge struct {
 	started time.Time
 
 	mu       sync.Mutex
-	contacts map[string]*contactState     // by contact key
-	desks    map[*desk]struct{}           // open stations
-	wake     map[spool.Dest]chan struct{} // who waits for due legs of a node queue
+	contacts map[string]*contactState // by contact key
+	desks    map[*desk]struct{}       // open stations
 	heard    map[envelope.NodeID]time.Time
 	pending  map[envelope.NodeID][]record // control records that wait for a bundle
 

@@ -47,8 +47,6 @@ type incoming struct {
 
 	peer  envelope.NodeID // origin of the bundle
 	marks []mark
-	raw   hash.Hash // of everything read
-	read  int64
 	head  []byte
 
 	adds     []*addition

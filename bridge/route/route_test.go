@@ -215,11 +215,12 @@ func TestLookup(t *testing.T) {
 			target := ""
 			if got.Rule != nil {
 				target = got.Rule.target()
-				if list := table.Route; got.Deliver {
+				list := table.Route
+				if got.Deliver {
 					list = table.Deliver
-					if &list[got.Index] != got.Rule {
-						t.Errorf("%s: Index %d is not the rule", name, got.Index)
-					}
+				}
+				if &list[got.Index] != got.Rule {
+					t.Errorf("%s: Index %d is not the rule", name, got.Index)
 				}
 			}
 			if target != c.want {

@@ -183,7 +183,7 @@ func postfix(ctx context.Context, dir, addr, next, extra string) (*mta, error) {
 	}
 	u, err := user.Lookup("postfix")
 	if err != nil {
-		return nil, fmt.Errorf("Postfix %s: %w: %w", version, errMissing, err)
+		return nil, fmt.Errorf("peer Postfix %s: %w: %w", version, errMissing, err)
 	}
 	uid, err := strconv.Atoi(u.Uid)
 	if err != nil {
@@ -257,10 +257,10 @@ mailbox_size_limit = 0
 func postfixVersion() (string, error) {
 	out, err := exec.Command(tool("postconf"), "-d", "-h", "mail_version").Output()
 	if err != nil {
-		return "", fmt.Errorf("Postfix: %w: %w", errMissing, err)
+		return "", fmt.Errorf("peer Postfix: %w: %w", errMissing, err)
 	}
 	if os.Geteuid() != 0 {
-		return "", fmt.Errorf("Postfix: %w: only root can start it", errMissing)
+		return "", fmt.Errorf("peer Postfix: %w: only root can start it", errMissing)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

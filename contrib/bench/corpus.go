@@ -15,7 +15,6 @@ import (
 // distribution, which is on every machine that builds this.
 type corpus struct {
 	lines []string
-	users []string
 }
 
 const corpusLines = 60_000
