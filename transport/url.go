@@ -88,7 +88,7 @@ func Parse(schemes []Scheme, s string) (Carrier, error) {
 		rest, query, _ = strings.Cut(rest, "?")
 	}
 	if strings.HasPrefix(rest, "//") {
-		return Carrier{}, withHint(fmt.Errorf("carrier %q: nothing but the address follows %s:, without //", s, name),
+		return Carrier{}, withHint(fmt.Errorf("carrier %q: no // follows %s: here", s, name),
 			"write it like %s", scheme.Form)
 	}
 	opts, err := url.ParseQuery(query)
