@@ -105,9 +105,16 @@ var rows = []row{
 	{what: "mailq, all", figure: "mochila.backlog.mailq_ms", unit: "ms", most: 500},
 }
 
-// table prints the figures that have a place in it as Markdown.
-func (f *figures) table() {
-	fmt.Printf("\n| | measured | target | |\n|---|---|---|---|\n")
+// row is one figure as a line of a Markdown table.
+func (f *figures) row(name string) string {
+	v := f.values[name]
+	return fmt.Sprintf("| %s | %s | %s | %s |\n", name, number(median(v)), number(slices.Min(v)), number(slices.Max(v)))
+}
+
+// targets are the rows that were measured, as a Markdown table.
+func (f *figures) targets() string {
+	var s strings.Builder
+	s.WriteString("| | measured | target | |\n|---|---|---|---|\n")
 	for _, r := range rows {
 		v, ok := f.get(r.figure)
 		if !ok {
@@ -130,8 +137,9 @@ func (f *figures) table() {
 		case r.most > 0:
 			target, verdict = "≤ "+number(r.most), mark(v <= r.most)
 		}
-		fmt.Printf("| %s | %s %s | %s | %s |\n", r.what, number(v), r.unit, target, verdict)
+		fmt.Fprintf(&s, "| %s | %s %s | %s | %s |\n", r.what, number(v), r.unit, target, verdict)
 	}
+	return s.String()
 }
 
 func mark(ok bool) string {

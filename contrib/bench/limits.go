@@ -28,7 +28,8 @@ func (b *bench) machine() {
 	}
 	load, _ := os.ReadFile("/proc/loadavg")
 	load1, _, _ := strings.Cut(string(load), " ")
-	log.Printf("machine: %d cores, %s, Linux %s, %s; load %s at the start", runtime.NumCPU(), processor(), kernel, fileSystem(b.tmp), load1)
+	b.facts = fmt.Sprintf("%d cores of %s, Linux %s, file system %s, load %s at the start", runtime.NumCPU(), processor(), kernel, fileSystem(b.tmp), load1)
+	log.Print("machine: ", b.facts)
 	version, err := command(b.ctx, nil, filepath.Join(b.bin, "mochila"), "version")
 	if err != nil {
 		version = err.Error()
@@ -41,7 +42,8 @@ func (b *bench) machine() {
 	if out, err := exec.Command("nncp-stat", "-version").Output(); err == nil {
 		nncp, _, _ = strings.Cut(string(out), "\n")
 	}
-	log.Printf("contestants: %s; Postfix %s; %s", strings.TrimSpace(version), peer, nncp)
+	b.peers = fmt.Sprintf("%s; Postfix %s; %s", strings.TrimSpace(version), peer, nncp)
+	log.Print("contestants: ", b.peers)
 }
 
 func processor() string {
@@ -60,11 +62,12 @@ func processor() string {
 
 // fileSystem names the type of the file system that holds path.
 func fileSystem(path string) string {
-	out, err := exec.Command("stat", "-f", "-c", "%T", path).Output()
-	if err != nil {
-		return "an unknown file system"
+	out, err := exec.Command("df", "--output=fstype", path).Output()
+	f := strings.Fields(string(out))
+	if err != nil || len(f) == 0 {
+		return "unknown"
 	}
-	name := strings.TrimSpace(string(out))
+	name := f[len(f)-1]
 	if name == "tmpfs" {
 		log.Printf("WARNING: %s is in memory: fsync costs nothing there, choose a disk with -tmp", path)
 	}

@@ -21,9 +21,17 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
+
+// options are the flags.
+type options struct {
+	bin, tmp, only, doc string
+	reps                int
+	quick, keep         bool
+}
 
 // bench is one run.
 type bench struct {
@@ -35,6 +43,8 @@ type bench struct {
 	keep  bool // the folders of failed cases
 	fig   *figures
 	text  *corpus
+	facts string // of the machine
+	peers string // who takes part
 
 	skipped map[string]bool // contestants that stay away
 }
@@ -59,27 +69,30 @@ var sections = []section{
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("# ")
-	bin := flag.String("bin", "bin", "`folder` of mochila and sendmail")
-	tmp := flag.String("tmp", os.TempDir(), "scratch `folder`, on the disk to measure")
-	reps := flag.Int("reps", 3, "repetitions of each case")
-	quick := flag.Bool("quick", false, "a tenth of the messages, once: to see that it works")
-	keep := flag.Bool("keep", false, "leave the scratch folders of failed cases")
-	only := flag.String("only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog")
+	var o options
+	flag.StringVar(&o.bin, "bin", "bin", "`folder` of mochila and sendmail")
+	flag.StringVar(&o.tmp, "tmp", os.TempDir(), "scratch `folder`, on the disk to measure")
+	flag.IntVar(&o.reps, "reps", 3, "repetitions of each case")
+	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
+	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
+	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog")
+	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *bin, *tmp, *reps, *quick, *keep, *only)
+	err := run(ctx, o)
 	stop()
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, bin, tmp string, reps int, quick, keep bool, only string) (err error) {
-	pattern, err := regexp.Compile(only)
+func run(ctx context.Context, o options) (err error) {
+	pattern, err := regexp.Compile(o.only)
 	if err != nil {
 		return err
 	}
-	if bin, err = filepath.Abs(bin); err != nil {
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
 		return err
 	}
 	for _, p := range []string{"mochila", "sendmail"} {
@@ -87,15 +100,15 @@ func run(ctx context.Context, bin, tmp string, reps int, quick, keep bool, only 
 			return fmt.Errorf("%w: run make build", err)
 		}
 	}
-	if quick {
-		reps = 1
+	if o.quick {
+		o.reps = 1
 	}
-	b := &bench{ctx: ctx, bin: bin, reps: reps, quick: quick, keep: keep, fig: newFigures(), skipped: map[string]bool{}}
-	if b.tmp, err = os.MkdirTemp(tmp, "mochila-bench-"); err != nil {
+	b := &bench{ctx: ctx, bin: bin, reps: o.reps, quick: o.quick, keep: o.keep, fig: newFigures(), skipped: map[string]bool{}}
+	if b.tmp, err = os.MkdirTemp(o.tmp, "mochila-bench-"); err != nil {
 		return err
 	}
 	defer func() {
-		if !keep || os.Remove(b.tmp) == nil {
+		if !o.keep || os.Remove(b.tmp) == nil {
 			os.RemoveAll(b.tmp)
 		}
 	}()
@@ -107,20 +120,30 @@ func run(ctx context.Context, bin, tmp string, reps int, quick, keep bool, only 
 		return err
 	}
 	b.machine()
+	var failed []string
 	for _, s := range sections {
 		if !pattern.MatchString(s.name) {
 			continue
 		}
 		start := time.Now()
-		if err := s.run(b); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+		err := s.run(b)
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if err != nil {
+			log.Printf("FAILED %s: %v", s.name, err)
+			failed = append(failed, s.name)
 		}
 		log.Printf("%s took %.0f s", s.name, time.Since(start).Seconds())
 	}
-	b.fig.table()
+	report := b.report()
+	fmt.Print("\n" + report)
+	if len(failed) > 0 {
+		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
+	}
+	if o.doc != "" {
+		return writeDoc(o.doc, report)
+	}
 	return nil
 }
 
@@ -145,7 +168,7 @@ func (b *bench) dir() (string, error) {
 func (b *bench) failed(name, dir string, err error) {
 	log.Printf("FAILED %s: %v", name, err)
 	if b.keep {
-		kept := filepath.Join(b.tmp, "failed-"+name)
+		kept := filepath.Join(b.tmp, fmt.Sprintf("failed-%s-%d", name, time.Now().UnixMilli()))
 		log.Printf("kept: %s (%v)", kept, os.Rename(dir, kept))
 	}
 }
