@@ -15,9 +15,6 @@ import (
 // memory is how long after its expiry a job is remembered, as the bridge remembers envelopes.
 const memory = 14 * 24 * time.Hour
 
-// again is how long a repeated job waits for its result to be told once more.
-const tellAgain = time.Hour
-
 // Arrive takes a job of a peer into its channel, in the transaction that takes the bundle it came in. The body must be
 // finished. What is not granted is refused in its turn, without its content; a job that came before has its result
 // told again when that may be lost.
@@ -26,7 +23,7 @@ func (b *Batch) Arrive(tx *spool.Tx, env *envelope.Envelope, body *spool.Body) e
 	now := j.o.Now()
 	k := chanKey{env.Origin, env.Job.Channel}
 	if tx.Seen(env.Origin, env.ID) {
-		return b.repeat(tx, env, now)
+		return b.repeat(tx, env)
 	}
 	if err := tx.Remember(env.Origin, env.ID, env.Expires.Add(memory)); err != nil {
 		return err
@@ -98,7 +95,7 @@ func (j *Jobs) resultOf(env *envelope.Envelope, s envelope.JobState, now time.Ti
 }
 
 // repeat handles a job that came before.
-func (b *Batch) repeat(tx *spool.Tx, env *envelope.Envelope, now time.Time) error {
+func (b *Batch) repeat(tx *spool.Tx, env *envelope.Envelope) error {
 	id := env.ID
 	if env.Job.Kind == envelope.JobVoid {
 		id = env.Job.Voids
@@ -107,9 +104,8 @@ func (b *Batch) repeat(tx *spool.Tx, env *envelope.Envelope, now time.Time) erro
 	if err != nil || o == nil {
 		return err // it waits, or nobody remembers
 	}
-	if _, err := tx.Item(o.result); err == nil || now.Sub(o.at) < tellAgain && now.After(o.at) {
-		return nil // on its way
-	}
+	// Sealed anew: the origin does not know the outcome. Even when its result is on its way, what acknowledges that may
+	// be a life of the origin that is lost; a result made now is acknowledged by this one.
 	r := o.res
 	r.DroppedOut, r.DroppedErr = r.DroppedOut+r.Stdout, r.DroppedErr+r.Stderr
 	r.Stdout, r.Stderr = 0, 0
@@ -318,20 +314,19 @@ func (j *Jobs) crossing(tx *spool.Tx, c *inChan) (over bool, why string, err err
 
 // late handles a number that has an outcome here, or was passed over.
 func (b *Batch) late(tx *spool.Tx, k chanKey, c *inChan, key []byte, env *envelope.Envelope, body *spool.Body) error {
-	now := b.j.o.Now()
 	past := tx.KV(tabPast).Get(key)
 	switch {
 	case env.Job.Kind == envelope.JobVoid:
-		return b.repeat(tx, env, now) // too late: what the other job came to is told again
+		return b.repeat(tx, env) // too late: what the other job came to is told again
 	case len(past) == 16 && envelope.ID(past) == env.ID:
-		return b.repeat(tx, env, now)
+		return b.repeat(tx, env)
 	case len(past) == 16 && envelope.ID(past) != envelope.ID{}:
 		if o, err := getOutcome(tx, tabEnd, env.ID); err != nil || o != nil {
 			return err // its void was here before it
 		}
 		return b.conflict(tx, k, c, env, body, envelope.ID(past))
 	}
-	r := b.j.resultOf(env, envelope.JobSkipped, now)
+	r := b.j.resultOf(env, envelope.JobSkipped, b.j.o.Now())
 	r.Reason = "its number was passed over before it came"
 	b.say(env.ID, "job", r)
 	return b.j.tell(tx, env.Origin, env.ID, r, nil, nil)
@@ -431,7 +426,7 @@ func (b *Batch) TakeResume(tx *spool.Tx, peer envelope.NodeID, r *envelope.Resum
 	if c.epoch == ([8]byte{}) {
 		c.epoch, c.next = r.Epoch, 1
 	}
-	if c.lost && r.Epoch == c.epoch || len(r.Maybe) > 0 {
+	if r.Epoch == c.epoch || !laterEpoch(c.epoch, r.Epoch) && len(r.Maybe)+len(r.Ended) > 0 {
 		if err := b.maybe(tx, c, r); err != nil {
 			return err
 		}
@@ -462,7 +457,7 @@ func (b *Batch) TakeResume(tx *spool.Tx, peer envelope.NodeID, r *envelope.Resum
 
 // maybe marks the jobs that may have been started in a life that was lost.
 func (b *Batch) maybe(tx *spool.Tx, c *inChan, r *envelope.Resume) error {
-	c.maybe, c.mayEp = r.Maybe, r.Epoch
+	c.maybe, c.ended, c.mayEp = r.Maybe, r.Ended, r.Epoch
 	kv := tx.KV(tabIn)
 	return kv.Each(epochKey(c.no, r.Epoch), func(key, v []byte) error {
 		_, _, seq := parseSlotKey(key)

@@ -199,7 +199,9 @@ func (b *Batch) TakeResult(tx *spool.Tx, env *envelope.Envelope, body *spool.Bod
 	if !live && old == nil {
 		return nil // not ours, or ended longer ago than anybody remembers
 	}
-	if old != nil && (old.result == env.ID || !old.res.Held && r.Held || !live && r.Tries <= old.res.Tries || old.res.Held && r.Held && r.Ended.Before(old.res.Ended)) {
+	// the same outcome, told again without what the program wrote, may have been faster
+	fuller := old != nil && !live && !r.Held && r.State == old.res.State && old.result.IsZero() && env.Size > 0
+	if old != nil && !fuller && (old.result == env.ID || !old.res.Held && r.Held || !live && r.Tries <= old.res.Tries || old.res.Held && r.Held && r.Ended.Before(old.res.Ended)) {
 		return nil // old news; a dead letter that was tried again is new
 	}
 	now := j.o.Now()
@@ -576,21 +578,38 @@ func (j *Jobs) resumes(tx *spool.Tx, c *outChan, channel string, inc [8]byte) ([
 	add := func(epoch [8]byte, next uint64) error {
 		c.resumes++
 		r := &envelope.Resume{Channel: channel, Epoch: epoch, Number: c.resumes, For: inc, Floor: next, Next: next}
-		first := true
-		err := tx.KV(tabOut).Each(epochKey(c.no, epoch), func(key, v []byte) error {
+		at := uint64(0) // all below is told
+		err := walk(tx.KV(tabOut), epochKey(c.no, epoch), epochKey(c.no, epoch), func(key, v []byte) error {
 			o, ok := parseOwn(v)
 			if !ok || len(key) != 20 {
 				return nil
 			}
 			_, _, seq := parseSlotKey(key)
-			if first {
-				r.Floor, first = seq, false
+			switch {
+			case at == 0:
+				r.Floor = seq
+			case seq > at:
+				r.Ended = append(r.Ended, envelope.Range{First: at, Count: seq - at})
+			}
+			at = seq + 1
+			if len(r.Ended) >= envelope.MaxRanges-2 || len(r.Maybe) >= envelope.MaxRanges-2 {
+				// more does not fit: whatever follows may have been started
+				r.Maybe = append(r.Maybe, envelope.Range{First: seq, Count: next - seq})
+				if n := len(r.Maybe); n > 1 && r.Maybe[n-2].End() == seq {
+					r.Maybe[n-2].Count += next - seq
+					r.Maybe = r.Maybe[:n-1]
+				}
+				at = next
+				return errStop
 			}
 			if o.maybe {
 				r.Maybe.Add(seq, envelope.Check{})
 			}
 			return nil
 		})
+		if at != 0 && at < next {
+			r.Ended = append(r.Ended, envelope.Range{First: at, Count: next - at})
+		}
 		list = append(list, r)
 		return err
 	}

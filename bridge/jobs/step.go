@@ -93,6 +93,18 @@ func (j *Jobs) pick(tx *spool.Tx, b *Batch, l lane, c *inChan, last *run, p *Pol
 		}
 		key := slotKey(c.no, c.epoch, c.next)
 		s, ok := getSlot(tx, tabIn, key)
+		if c.mayEp == c.epoch && c.ended.Contains(c.next) && (!ok || tx.KV(tabRun).Get(s.id[:]) == nil) {
+			if ok {
+				if err := j.endItem(tx, s.id, "it has ended at its origin"); err != nil {
+					return nil, nil, wake, err
+				}
+				c.waiting -= min(c.waiting, 1)
+			}
+			if err := j.past(tx, c, key, s.id); err != nil {
+				return nil, nil, wake, err
+			}
+			continue
+		}
 		if !ok {
 			over, why, err := j.crossing(tx, c)
 			if err != nil {

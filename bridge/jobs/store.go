@@ -217,6 +217,7 @@ type inChan struct {
 	resBy  [8]byte         // the incarnation of this node that it spoke to
 	maybe  envelope.Ranges // numbers of maybeEp that may have been started in a life that was lost
 	mayEp  [8]byte
+	ended  envelope.Ranges // numbers of mayEp that have ended at their origin
 
 	reports uint64 // sent
 	repSum  uint64 // what the last one said, in short
@@ -247,6 +248,9 @@ func (c *inChan) encode() []byte {
 	w.Uint(17, c.repSum)
 	w.Time(18, c.repAt)
 	w.Uint(19, uint64(c.repWait))
+	for _, r := range c.ended {
+		w.Item(20, binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.First), r.Count))
+	}
 	return w.B
 }
 
@@ -295,6 +299,10 @@ func parseInChan(b []byte) (*inChan, error) {
 			c.repAt = d.Time()
 		case 19:
 			c.repWait = time.Duration(d.Max(math.MaxInt64))
+		case 20:
+			if v := d.List(); len(v) == 16 {
+				c.ended = append(c.ended, envelope.Range{First: binary.BigEndian.Uint64(v), Count: binary.BigEndian.Uint64(v[8:])})
+			}
 		default:
 			d.Unknown()
 		}

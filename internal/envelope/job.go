@@ -434,6 +434,7 @@ type Resume struct {
 	Floor   uint64  // lowest number without outcome at the origin: whatever is below has ended
 	Next    uint64  // the number after the last one given out in this epoch
 	Maybe   Ranges  // numbers without outcome that may have been started before the memory was lost; no checks
+	Ended   Ranges  // numbers above Floor that have ended as well; no checks
 }
 
 // Fields of channel records.
@@ -452,6 +453,7 @@ const (
 	resumeFloor  = 5
 	resumeNext   = 6
 	resumeMaybe  = 7
+	resumeEnded  = 8
 )
 
 // Append appends the record's body.
@@ -530,6 +532,11 @@ func (r *Resume) Append(b []byte) []byte {
 		w.B = appendRanges(w.B, r.Maybe, false)
 		w.End(m)
 	}
+	if len(r.Ended) > 0 {
+		m := w.Begin(resumeEnded)
+		w.B = appendRanges(w.B, r.Ended, false)
+		w.End(m)
+	}
 	return w.B
 }
 
@@ -553,6 +560,8 @@ func ParseResume(b []byte) (*Resume, error) {
 			r.Next = d.Max(MaxSeq + 1)
 		case resumeMaybe:
 			r.Maybe = d.ranges(false)
+		case resumeEnded:
+			r.Ended = d.ranges(false)
 		default:
 			d.Unknown()
 		}

@@ -62,7 +62,7 @@ func TestChannelRecordsRoundTrip(t *testing.T) {
 			t.Errorf("got %+v, %v, want %+v", got, err, c)
 		}
 	}
-	r := &Resume{Channel: "a", Epoch: [8]byte{1}, Number: 4, For: [8]byte{2}, Floor: 5, Next: 9, Maybe: Ranges{{First: 5, Count: 1}}}
+	r := &Resume{Channel: "a", Epoch: [8]byte{1}, Number: 4, For: [8]byte{2}, Floor: 5, Next: 9, Maybe: Ranges{{First: 5, Count: 1}}, Ended: Ranges{{First: 6, Count: 2}}}
 	got, err := ParseResume(r.Append(nil))
 	if err != nil || !reflect.DeepEqual(got, r) {
 		t.Errorf("got %+v, %v, want %+v", got, err, r)
@@ -155,11 +155,11 @@ func channelVectors() []vector {
 		{"channel", "held-touching", fields(1, "a", 2, e, 3, 1, 5, 1, 6, "\x04\x01\x00\x00"), "two ranges that are one"},
 		{"channel", "reason-of-two-lines", fields(1, "a", 2, e, 3, 1, 5, 1, 6, held, 8, "a\nb"), "not one line"},
 		{"channel", "field-unknown", fields(1, "a", 2, e, 3, 1, 5, 1, 9, "x"), "unknown field 9"},
-		{"resume", "ok-all", (&Resume{Channel: "a", Epoch: [8]byte{1}, Number: 4, For: [8]byte{2}, Floor: 5, Next: 9, Maybe: Ranges{{First: 5, Count: 1}}}).Append(nil), ""},
+		{"resume", "ok-all", (&Resume{Channel: "a", Epoch: [8]byte{1}, Number: 4, For: [8]byte{2}, Floor: 5, Next: 9, Maybe: Ranges{{First: 5, Count: 1}}, Ended: Ranges{{First: 6, Count: 2}}}).Append(nil), ""},
 		{"resume", "ok-nothing-left", fields(1, "a", 2, e, 3, 1, 5, 9, 6, 9), ""},
 		{"resume", "floor-missing", fields(1, "a", 2, e, 3, 1, 6, 9), "floor of 0"},
 		{"resume", "floor-above-next", fields(1, "a", 2, e, 3, 1, 5, 10, 6, 9), "above the next"},
 		{"resume", "number-missing", fields(1, "a", 2, e, 5, 1, 6, 9), "without epoch or number"},
-		{"resume", "field-unknown", fields(1, "a", 2, e, 3, 1, 5, 1, 6, 9, 8, "x"), "unknown field 8"},
+		{"resume", "field-unknown", fields(1, "a", 2, e, 3, 1, 5, 1, 6, 9, 9, "x"), "unknown field 9"},
 	}
 }

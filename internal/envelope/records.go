@@ -58,8 +58,10 @@ func (t RecordType) MaxBody() int {
 	switch t {
 	case RecordEnvelope:
 		return MaxHeader
-	case RecordHeld, RecordClose, RecordChannel, RecordResume:
+	case RecordHeld, RecordClose, RecordChannel:
 		return 32 << 10 // MaxRanges ranges of at most 28 bytes, and the rest
+	case RecordResume:
+		return 64 << 10 // two lists of ranges
 	case RecordRefused:
 		return 512
 	case RecordReset, RecordFork, RecordGreeting:
