@@ -369,11 +369,30 @@ func others(e *envelope.Envelope, had *spool.Item) *envelope.Envelope {
 	return &second
 }
 
-// tellAgain answers an envelope that came before: its origin does not know how it ended.
+// failed makes the report that a mail of a peer is turned down whole.
+func (b *Bridge) failed(e *envelope.Envelope, s envelope.Status) (*addition, error) {
+	all := &spool.Item{Env: e, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
+	every := make([]int, len(e.Mail.Recipients))
+	for i := range every {
+		every[i] = i
+		all.Outcomes[i] = envelope.Outcome{Addr: e.Mail.Recipients[i].Addr, Action: envelope.ActionFailed, Status: s, At: b.now()}
+	}
+	return b.report(all, every, nil)
+}
+
+// tellAgain answers an envelope that came before: its origin does not know how it ended. One that has passed more nodes
+// than then has come round in a circle.
 func (in *incoming) tellAgain(e *envelope.Envelope, item *spool.Item) error {
 	b := in.b
 	if item == nil {
 		return nil
+	}
+	if e.Hops > item.Env.Hops {
+		a, err := b.failed(e, envelope.Status{Code: 554, Enhanced: "5.4.6", Text: "mail loop: it has been here before"})
+		if err == nil {
+			in.adds = append(in.adds, a)
+		}
+		return err
 	}
 	var told []int
 	for i := range item.Outcomes {

@@ -142,11 +142,12 @@ func (l *lab) level() slog.Level {
 	return slog.LevelWarn
 }
 
-// pass lets time go by in steps of at most a day, with all that a node does by the clock.
+// pass lets time go by in at most twelve steps or steps of a day, with all that a node does by the clock.
 func (l *lab) pass(d time.Duration, nodes ...*node) {
+	every := max(24*time.Hour, d/12)
 	l.t.Helper()
 	for d > 0 {
-		step := min(d, 24*time.Hour)
+		step := min(d, every)
 		d -= step
 		l.set(l.clock().Add(step))
 		for _, n := range nodes {
@@ -172,6 +173,9 @@ func (n *node) tick() {
 		n.t.Fatal(err)
 	}
 	n.b.hourly(now)
+	for n.b.delays.under && !n.b.clock.suspect() {
+		n.b.delayNotices(now)
+	}
 	n.b.Tick(now)
 }
 
@@ -503,3 +507,26 @@ func sumOf(b []byte) [32]byte { return sha256.Sum256(b) }
 
 // packetID is the name of a packet with these bytes.
 func packetID(b []byte) string { return transport.ID(sumOf(b)).String() }
+
+// sends routes a domain to another node, and lets every peer of n do the same through n.
+func (n *node) sends(domain string, m *node) {
+	n.t.Helper()
+	p := *n.pol
+	rule := route.Rule{To: []string{domain}, Node: m.keys.ID(), NodeName: m.name}
+	var err error
+	if p.Routes, err = route.New(p.Routes.Deliver, append(slices.Clip(p.Routes.Route), rule)); err != nil {
+		n.t.Fatal(err)
+	}
+	any, err := route.ParsePattern("*")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	p.Peers = nil
+	for _, x := range n.pol.Peers {
+		y := *x
+		y.SendTo = []route.Pattern{any}
+		p.Peers = append(p.Peers, &y)
+	}
+	n.pol = &p
+	n.b.SetPolicy(&p)
+}

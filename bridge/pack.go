@@ -190,9 +190,11 @@ func (b *Bridge) number(node envelope.NodeID) (n numbered, err error) {
 	if err != nil {
 		return n, fmt.Errorf("card of %s: %w", b.Policy().nodeName(node), err)
 	}
-	n.ses, n.seq, n.salt, err = b.ses.pick(b, card)
+	if n.ses, n.seq, n.salt, err = b.ses.pick(b, card); err != nil {
+		return n, err
+	}
 	n.offer = b.ses.offers(n.ses)
-	return n, err
+	return n, nil
 }
 
 // sealLoad seals a load for dest, to be handed to the neighbour next; a hop box goes in front unless they are the same.

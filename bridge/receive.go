@@ -501,13 +501,11 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		if _, err := io.Copy(io.Discard, rec.Content); err != nil {
 			return err
 		}
-		all := &spool.Item{Env: e, Parent: parent, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
-		fresh := make([]int, len(e.Mail.Recipients))
-		for i := range fresh {
-			fresh[i] = i
-			all.Outcomes[i] = envelope.Outcome{Addr: e.Mail.Recipients[i].Addr, Action: envelope.ActionFailed, Status: s, At: b.now()}
+		told := *e
+		if !parent.IsZero() {
+			told.ID = parent
 		}
-		a, err := b.report(all, fresh, nil)
+		a, err := b.failed(&told, s)
 		if err != nil {
 			return err
 		}

@@ -101,6 +101,7 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 	var salt [16]byte
 	rand.Read(salt[:])
 	now := b.now()
+	suspect := b.clock.suspect()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if card.Revoked() {
@@ -108,7 +109,7 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 	}
 	var best *session
 	for _, x := range s.all {
-		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife || x.next >= maxItems || b.stale(x.keys, card.Incarnation) {
+		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife && !suspect || x.next >= maxItems || b.stale(x.keys, card.Incarnation) {
 			continue
 		}
 		if best == nil || x.state > best.state || x.state == best.state && slices.Compare(x.keys.ID[:], best.keys.ID[:]) < 0 {
@@ -116,6 +117,10 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 		}
 	}
 	if best == nil {
+		if suspect {
+			// a wrong date keeps no mail back: the card decides by a time at which it is good
+			now = later(card.Published, earlier(now, card.LastSession()))
+		}
 		k, err := b.keys.NewSession(card, now)
 		if err != nil {
 			return nil, 0, salt, fmt.Errorf("start a session: %w", err)
@@ -278,14 +283,58 @@ func (s *sessions) erase(b *Bridge, now time.Time) error {
 	if b.clock.suspect() {
 		return nil
 	}
+	young := map[[8]byte]bool{} // born, as it seems, after this moment: their life begins now
 	s.mu.Lock()
 	for _, x := range s.all {
-		if now.Sub(x.born) > sendingLife {
+		switch age := now.Sub(x.born); {
+		case age > sendingLife:
 			x.state = sesDraining
+		case age < -clockBack:
+			x.born, young[x.keys.ID] = now, true
 		}
 	}
 	s.mu.Unlock()
+	if err := s.reborn(b, young, now); err != nil {
+		return err
+	}
 	return s.remove(b, func(x *session) bool { return now.Sub(x.born) > acceptingLife })
+}
+
+// reborn stores that sessions which were begun on a wrong clock begin now.
+func (s *sessions) reborn(b *Bridge, ids map[[8]byte]bool, now time.Time) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+		for id := range ids {
+			r, err := tx.Session(id)
+			if errors.Is(err, spool.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			r.Created = now
+			if err := tx.PutSession(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // remove erases sessions and leaves their tombstones.
