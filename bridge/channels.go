@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"errors"
 	"io"
 	"time"
 
@@ -15,12 +16,17 @@ func (b *Bridge) Jobs() *jobs.Jobs { return b.jobs }
 
 // newJobs prepares the channels over the node's spool.
 func (b *Bridge) newJobs() (*jobs.Jobs, error) {
+	patience := 5 * time.Second
+	if b.opt.NoContacts {
+		patience = 365 * 24 * time.Hour // a command that opens the node for a moment breaks no job off
+	}
 	return jobs.New(jobs.Options{
 		Spool: b.spool, Self: b.ID(), Now: b.now, Log: b.log, Runner: b.opt.Runner, Suspect: b.clock.suspect,
 		Policy:          func() *jobs.Policy { return b.Policy().jobs() },
 		Incarnation:     func() [8]byte { return b.keys.Card().Incarnation },
 		PeerIncarnation: b.peerIncarnation,
 		Wake:            b.kickContacts,
+		Patience:        patience,
 	})
 }
 
@@ -56,8 +62,17 @@ func (in *incoming) job(rec *bundle.Record) error {
 		_, err := io.Copy(io.Discard, rec.Content)
 		return err
 	}
-	if b.spool.Full() && e.Kind == envelope.KindJob {
-		return spool.ErrFull
+	if in.noRoom == nil && e.Kind == envelope.KindJob && b.spool.Full() {
+		in.noRoom = spool.ErrFull
+	}
+	if in.noRoom == nil && e.Kind == envelope.KindJob {
+		if err := b.quota.charge(b, e.Origin, e.Size); err != nil {
+			in.noRoom = bad(envelope.ReasonQuota, err)
+		}
+	}
+	if in.noRoom != nil {
+		_, err := io.Copy(io.Discard, rec.Content)
+		return err
 	}
 	body := b.spool.NewBody()
 	_, err := io.Copy(body, rec.Content)
@@ -66,8 +81,14 @@ func (in *incoming) job(rec *bundle.Record) error {
 	}
 	if err != nil {
 		body.Discard()
+		if !errors.Is(err, spool.ErrFull) {
+			return err
+		}
+		in.noRoom = err
+		_, err = io.Copy(io.Discard, rec.Content)
 		return err
 	}
+	in.mails = in.mails || e.Kind == envelope.KindJob
 	in.jobs = append(in.jobs, &addition{item: &spool.Item{Env: e}, body: body})
 	return nil
 }

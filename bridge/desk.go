@@ -184,6 +184,7 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 			d.fresh = false
 			d.mu.Unlock()
 			d.b.out.settle(ctx, reportPause)
+			d.b.jobs.Settle(ctx, reportPause)
 			d.mu.Lock()
 			continue
 		}

@@ -169,6 +169,7 @@ type Options struct {
 	PeerIncarnation func(envelope.NodeID) ([8]byte, bool) // of a peer, by its card
 	Suspect         func() bool                           // the clock is not to be trusted
 	Wake            func()                                // there is something to send
+	Patience        time.Duration                         // how long programs may run on when Run ends
 }
 
 // Jobs is both sides of every channel of one node. Its methods may be called from several goroutines.

@@ -12,9 +12,6 @@ import (
 	"mochila/spool"
 )
 
-// stopGrace is how long programs may run on when the node stops.
-const stopGrace = 5 * time.Second
-
 // lane is one line of work: a channel's ordered jobs, with one runner, or its jobs in no order, with several.
 type lane struct {
 	chanKey
@@ -45,7 +42,7 @@ func (j *Jobs) Run(ctx context.Context) {
 	close(j.slots) // who waits for a place to run looks again, and goes
 	j.slots = make(chan struct{})
 	j.mu.Unlock()
-	over := time.AfterFunc(stopGrace, stop)
+	over := time.AfterFunc(j.o.Patience, stop)
 	defer over.Stop()
 	j.wg.Wait()
 }
@@ -196,6 +193,25 @@ func (j *Jobs) Drain(ctx context.Context) {
 	j.mu.Lock()
 	j.ctx = nil
 	j.mu.Unlock()
+}
+
+// Settle waits until no program runs and none can be started, for at most the given time.
+func (j *Jobs) Settle(ctx context.Context, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	for {
+		j.mu.Lock()
+		idle, done := j.idle, len(j.active) == 0
+		j.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-idle:
+		}
+	}
 }
 
 // Idle reports whether no program runs and none could be started now.
