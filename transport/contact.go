@@ -124,12 +124,8 @@ func (c *contact) run(ctx context.Context, greeted func() error) (Stats, error) 
 	w.close()
 	<-reader
 	c.work.Wait()
-	select {
-	case f := <-w.got:
-		if f.p != nil && err == nil {
-			c.stats.Late++
-		}
-	default:
+	if err == nil && !c.peerStopped {
+		c.stats.Late = w.late()
 	}
 	for _, r := range c.incoming {
 		if e := r.part.keep(); e != nil {
@@ -206,11 +202,7 @@ func (c *contact) crossed() bool {
 // hungUp decides what the end of the incoming stream means.
 func (c *contact) hungUp(err error) error {
 	c.mu.Lock()
-	clean := c.settled()
-	if !clean && c.crossed() {
-		clean = true
-		c.stats.Late += len(c.inFlight) + len(c.offers)
-	}
+	clean := c.settled() || c.crossed()
 	if clean {
 		c.closed = true
 	}

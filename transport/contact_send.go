@@ -89,6 +89,20 @@ func (w *writer) close() {
 	}
 }
 
+// late counts, after the end of a good contact, what the neighbour's hanging up left behind: packets that were written
+// meanwhile, even after the reader had seen the end, and the one that Next returned last.
+func (w *writer) late() int {
+	n := len(w.inFlight) + len(w.offers)
+	select {
+	case f := <-w.got:
+		if f.p != nil {
+			n++
+		}
+	default:
+	}
+	return n
+}
+
 func (o *sending) close() {
 	if o.r != nil {
 		o.r.Close()
