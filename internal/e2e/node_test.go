@@ -54,7 +54,7 @@ func (l *logbook) String() string {
 
 // tail is the end of a log.
 func tail(s string) string {
-	const most = 12000
+	const most = 64 << 10
 	if len(s) > most {
 		s = "…" + s[len(s)-most:]
 	}
@@ -84,7 +84,7 @@ func nodeAt(t testing.TB, name, dir, conf string) *node {
 		if n.stop != nil {
 			n.shutdown()
 		}
-		if t.Failed() {
+		if t.Failed() || os.Getenv("MOCHILA_E2E_LOG") != "" {
 			t.Logf("log of %s:\n%s", name, tail(n.log.String()))
 		}
 	})
