@@ -19,7 +19,6 @@ type verdict struct {
 	end   envelope.JobState // it ends so, without one
 	why   string            // for people
 	hold  bool              // and the channel, or the job in no order, waits for a person
-	pass  bool              // it is not of this lane
 	wake  time.Time         // not yet: look again then
 	wait  bool              // not yet: something else must happen
 	after bool              // namely the end of another job

@@ -109,9 +109,6 @@ func (n *node) configure(conf string) {
 	}
 }
 
-// path is inside the home.
-func (n *node) path(sub ...string) string { return filepath.Join(append([]string{n.dir}, sub...)...) }
-
 // serve runs the daemon in this process until shutdown or the end of the test.
 func (n *node) serve() {
 	n.t.Helper()
@@ -224,28 +221,6 @@ func (n *node) post(path string, in, out any) {
 	if err := c.Post(n.t.Context(), path, in, out); err != nil {
 		n.t.Fatalf("%s: POST %s: %v", n.name, path, err)
 	}
-}
-
-// sync makes contacts and returns the results.
-func (n *node) sync(targets ...string) []control.SyncLine {
-	n.t.Helper()
-	c := n.client()
-	defer c.Close()
-	var lines []control.SyncLine
-	err := c.Stream(n.t.Context(), "/v1/sync", control.SyncRequest{Targets: targets}, func(raw json.RawMessage) error {
-		var l control.SyncLine
-		if err := json.Unmarshal(raw, &l); err != nil {
-			return err
-		}
-		if !l.End && !l.Progress {
-			lines = append(lines, l)
-		}
-		return nil
-	})
-	if err != nil {
-		n.t.Fatalf("%s: sync: %v", n.name, err)
-	}
-	return lines
 }
 
 // queued is how many envelopes are in the queue.
