@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"mochila/internal/envelope"
@@ -587,5 +586,3 @@ func (j *Jobs) forgetPast() error {
 		})
 	})
 }
-
-var _ io.Reader

@@ -270,11 +270,10 @@ func (j *Jobs) endOwn(tx *spool.Tx, k chanKey, c *outChan, key []byte, o own, ho
 
 // Arrived notes the destination's receipt for a job; the bridge calls it in the transaction that takes the receipt.
 func (j *Jobs) Arrived(tx *spool.Tx, item *spool.Item) error {
-	k, c, key, o, err := j.findOwn(tx, item)
+	_, c, key, o, err := j.findOwn(tx, item)
 	if err != nil || c == nil || o.naks == 0 {
 		return err
 	}
-	_ = k
 	o.naks = 0
 	return tx.KV(tabOut).Put(key, o.encode())
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand"
@@ -442,10 +441,6 @@ func (s *side) receive(p *packet) {
 
 // back makes what has no outcome due again, as the bridge does when a life was lost.
 func (s *side) back() {
-	err := s.sp.Apply(func(tx *spool.Tx) error { return nil })
-	if err != nil {
-		s.w.t.Fatal(err)
-	}
 	items, _, err := s.sp.List(spool.Query{Dest: spool.NodeDest(s.peer.id)})
 	if err != nil {
 		s.w.t.Fatal(err)
@@ -633,5 +628,3 @@ func (w *world) check(ids []envelope.ID) {
 		}
 	}
 }
-
-var _ = fmt.Sprint
