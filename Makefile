@@ -6,8 +6,8 @@ GO      ?= go
 
 LDFLAGS   = -s -w -X main.version=$(VERSION)
 LIBEXEC   = $(DESTDIR)$(PREFIX)/lib/mochila
-# The packages where goroutines share state.
-RACE      = ./bridge/... ./spool/... ./smtpd/... ./transport/... ./internal/...
+# The packages where goroutines share state; of the engine and the spool, the tests that are about that.
+RACE      = ./smtpd/... ./transport ./bridge/deliver ./internal/submit/... ./internal/seal ./spool/maildrop
 FUZZTIME ?= 10s
 SOAKTIME ?= 12h
 
@@ -25,6 +25,8 @@ test:
 
 race:
 	$(GO) test -race -timeout 14m $(RACE)
+	$(GO) test -race -timeout 14m -run 'TestStick|TestTCP|TestRelay' ./bridge
+	$(GO) test -race -timeout 14m -run 'Apply|Lease|Model|Session|Wake' ./spool
 
 # Each fuzzer for a short while; FUZZTIME=10m for a night.
 fuzz:
