@@ -30,8 +30,8 @@ func printable(s string) string {
 	return b.String()
 }
 
-// arrival is the time column of mailq.
-func arrival(unix int64) string { return time.Unix(unix, 0).Format("Mon Jan _2 15:04:05") }
+// arrivalLayout is the time column of mailq.
+const arrivalLayout = "Mon Jan _2 15:04:05"
 
 // destName is a queue in the words of people.
 func (n *Node) destName(d spool.Dest) string {
