@@ -89,6 +89,11 @@ func (n *node) open() {
 		n.t.Fatal(err)
 	}
 	n.b = b
+	if n.lab != nil {
+		if b.codec, err = sharedCodec(); err != nil {
+			n.t.Fatal(err)
+		}
+	}
 }
 
 type testWriter struct{ t *testing.T }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,7 +19,9 @@ import (
 
 	"mochila/bridge/deliver"
 	"mochila/bridge/route"
+	"mochila/internal/durable"
 	"mochila/internal/envelope"
+	"mochila/internal/envelope/bundle"
 	"mochila/internal/seal"
 	"mochila/spool"
 	"mochila/transport"
@@ -40,7 +43,14 @@ type lab struct {
 // labStart is after the build date, so that no clock is suspect at first.
 var labStart = time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
 
+// newLab makes a world of its own, beside which other tests may run.
 func newLab(t *testing.T) *lab {
+	t.Parallel()
+	return newLoneLab(t)
+}
+
+// newLoneLab is newLab for tests that measure the process.
+func newLoneLab(t *testing.T) *lab {
 	return &lab{t: t, now: labStart, sticks: map[string]transport.Folder{}, free: map[string]int64{}, log: &logBook{}}
 }
 
@@ -83,7 +93,7 @@ func (l *lab) node(name string) *node {
 	n := &node{t: l.t, name: name, dir: l.t.TempDir(), now: l.clock, noContacts: true, lab: l}
 	n.sink = &sink{refuse: map[string]envelope.Status{}}
 	var err error
-	if n.keys, err = seal.Create(filepath.Join(n.dir, "identity"), seal.Options{Name: name, Now: l.clock()}); err != nil {
+	if n.keys, err = seal.Create(filepath.Join(n.dir, "identity"), seal.Options{Name: name, Now: l.clock(), FS: quickFS{}}); err != nil {
 		l.t.Fatal(err)
 	}
 	n.pol = &Policy{Name: name, Domain: name + ".example"}
@@ -95,8 +105,55 @@ func (l *lab) node(name string) *node {
 	return n
 }
 
+// quickFS leaves out what costs time and shows only after a power cut: syncs, and folders that nothing is put into. What
+// it costs to leave them out is the business of the spool's own tests.
+type quickFS struct{ durable.OS }
+
+type quickFile struct{ durable.File }
+
+func (quickFile) Sync() error { return nil }
+
+func (q quickFS) Create(path string, perm fs.FileMode) (durable.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := q.OS.Create(path, perm)
+	if err != nil {
+		return nil, err
+	}
+	return quickFile{f}, nil
+}
+
+func (quickFS) SyncDir(string) error { return nil }
+
+func (quickFS) MkdirAll(path string, perm fs.FileMode) error {
+	if filepath.Base(filepath.Dir(path)) == "body" {
+		return nil // made when something is put there
+	}
+	return os.MkdirAll(path, perm)
+}
+
+func (q quickFS) Rename(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	return q.OS.Rename(from, to)
+}
+
+func (q quickFS) ReadDir(path string) ([]fs.DirEntry, error) {
+	list, err := q.OS.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return list, err
+}
+
+// sharedCodec is what all nodes of all labs compress with: its dictionary takes a while to load.
+var sharedCodec = sync.OnceValues(bundle.NewCodec)
+
 func (l *lab) spoolOptions(n *node, o *spool.Options) {
-	o.Reserve, o.Ballast = 100<<20, -1
+	o.FS = quickFS{}
+	o.Reserve, o.Ballast, o.QuarantineMax = 100<<20, -1, 100_000
 	o.TraceAge = 10 * 365 * 24 * time.Hour // the spool dates its trace by the real clock
 	o.Free = func() (int64, int64, error) {
 		l.mu.Lock()

@@ -274,7 +274,7 @@ func TestUnreadableSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	var err error
-	if c.keys, err = seal.Restore(filepath.Join(c.dir, "identity"), seal.Options{Now: l.clock()}); err != nil {
+	if c.keys, err = seal.Restore(filepath.Join(c.dir, "identity"), seal.Options{Now: l.clock(), FS: quickFS{}}); err != nil {
 		t.Fatal(err)
 	}
 	c.open()
@@ -294,7 +294,7 @@ func TestClones(t *testing.T) {
 		t.Fatal(err)
 	}
 	var err error
-	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{}); err != nil {
+	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{FS: quickFS{}}); err != nil {
 		t.Fatal(err)
 	}
 	twin.open() // an empty one first, whose files the image then takes over
@@ -309,14 +309,14 @@ func TestClones(t *testing.T) {
 		t.Fatal(err)
 	}
 	sp.Close()
-	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{}); err != nil {
+	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{FS: quickFS{}}); err != nil {
 		t.Fatal(err)
 	}
 	os.RemoveAll(filepath.Join(twin.dir, "identity"))
 	if err := os.CopyFS(filepath.Join(twin.dir, "identity"), os.DirFS(filepath.Join(a.dir, "identity"))); err != nil {
 		t.Fatal(err)
 	}
-	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{}); err != nil {
+	if twin.keys, err = seal.Open(filepath.Join(twin.dir, "identity"), seal.Options{FS: quickFS{}}); err != nil {
 		t.Fatal(err)
 	}
 	twin.open()
@@ -333,7 +333,7 @@ func TestClones(t *testing.T) {
 		}
 		l.pass(3*time.Hour, a, c, twin)
 	}
-	l.settle(30, a, c, twin)
+	l.settle(10, a, c, twin)
 	once(t, c, texts...)
 	if c.b.Contested(a.keys.ID()).IsZero() {
 		t.Error("the peer was never called contested")

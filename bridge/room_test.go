@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -25,47 +26,51 @@ func status452(t *testing.T, what string, err error) {
 // TestDiskFull has a node without room refuse mail and take receipts; nothing is lost, and all goes on with room.
 func TestDiskFull(t *testing.T) {
 	for _, free := range []int64{50 << 20, 1 << 20} { // below the reserve for mail, and below that for anything
-		l := newLab(t)
-		a, c := l.pair()
-		ctx := t.Context()
-		sent := mail(a, c, "its receipt comes to a full disk")
-		back := mail(c, a, "to the full node, with the receipt")
-		m := &envelope.Mail{Sender: "ana@alpha.example", Recipients: to("bob@gamma.example"), Client: envelope.Client{UID: 1}}
-		begun, err := a.b.Submit(ctx, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(begun, "Subject: begun\r\n\r\nbefore the disk was full\r\n")
-		l.disk(a, free)
-		_, err = begun.Commit(ctx)
-		status452(t, "commit", err)
-		_, err = a.b.Submit(ctx, m)
-		status452(t, "submit", err)
-		status452(t, "MAIL", a.b.Mail(ctx, m, 100))
-		a.contact() // what waits goes all the same
-		c.meet()
-		c.meet()
-		for _, r := range a.contact() {
-			if r.Err != nil && !errors.Is(r.Err, spool.ErrFull) {
-				t.Fatal(r.Err)
-			}
-		}
-		once(t, c, sent)
-		if n := a.sink.count("bob@alpha.example", back); n != 0 {
-			t.Error("mail was taken on a full disk")
-		}
-		mustEmpty(t, a) // the receipt, and the report that rode along with the mail that had no room
-		for range 3 {
-			l.pass(24*time.Hour, a, c)
-			a.contact()
-			c.meet()
-		}
-		l.disk(a, 1<<30)
-		l.settle(20, a, c)
-		once(t, a, back)
-		noFailures(t, a, c)
-		mustEmpty(t, a, c)
+		t.Run(fmt.Sprint(free>>20), func(t *testing.T) { diskFull(t, free) })
 	}
+}
+
+func diskFull(t *testing.T, free int64) {
+	l := newLab(t)
+	a, c := l.pair()
+	ctx := t.Context()
+	sent := mail(a, c, "its receipt comes to a full disk")
+	back := mail(c, a, "to the full node, with the receipt")
+	m := &envelope.Mail{Sender: "ana@alpha.example", Recipients: to("bob@gamma.example"), Client: envelope.Client{UID: 1}}
+	begun, err := a.b.Submit(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(begun, "Subject: begun\r\n\r\nbefore the disk was full\r\n")
+	l.disk(a, free)
+	_, err = begun.Commit(ctx)
+	status452(t, "commit", err)
+	_, err = a.b.Submit(ctx, m)
+	status452(t, "submit", err)
+	status452(t, "MAIL", a.b.Mail(ctx, m, 100))
+	a.contact() // what waits goes all the same
+	c.meet()
+	c.meet()
+	for _, r := range a.contact() {
+		if r.Err != nil && !errors.Is(r.Err, spool.ErrFull) {
+			t.Fatal(r.Err)
+		}
+	}
+	once(t, c, sent)
+	if n := a.sink.count("bob@alpha.example", back); n != 0 {
+		t.Error("mail was taken on a full disk")
+	}
+	mustEmpty(t, a) // the receipt, and the report that rode along with the mail that had no room
+	for range 3 {
+		l.pass(24*time.Hour, a, c)
+		a.contact()
+		c.meet()
+	}
+	l.disk(a, 1<<30)
+	l.settle(20, a, c)
+	once(t, a, back)
+	noFailures(t, a, c)
+	mustEmpty(t, a, c)
 }
 
 // TestRelayFull has a relay without room leave custody where it is.
