@@ -30,6 +30,7 @@ type contactState struct {
 	ok      time.Time // when the last good one ended
 	err     string
 	poked   bool // the carrier says that something is there
+	left    bool // live: the end of the last contact left packets behind that nothing was said of
 	absent  bool // the folder was not there at the last look
 	stats   transport.Stats
 	unwatch context.CancelFunc
@@ -144,7 +145,7 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	if s.unwatch == nil {
 		b.watch(ctx, s)
 	}
-	next, last, poked := s.next, s.last, s.poked
+	next, last, poked := s.next, s.last, s.poked || s.left
 	b.mu.Unlock()
 	if !c.When.Open(now) {
 		return false, time.Minute
@@ -312,7 +313,7 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 	s.running, s.last, s.stats, s.absent = false, now, st, false
 	switch {
 	case err == nil:
-		s.ok, s.err, s.backoff, s.next = now, "", 0, time.Time{}
+		s.ok, s.err, s.backoff, s.next, s.left = now, "", 0, time.Time{}, false
 		if isLive(c.URL) || st.PacketsIn > 0 {
 			b.heard[c.Node] = now
 		}
@@ -324,7 +325,7 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 		case st.PacketsIn+st.PacketsOut == 0 && !late:
 			s.next = now.Add(idlePause)
 		case late && isLive(c.URL):
-			s.poked = true // what the neighbour's hanging up left behind goes at once
+			s.left = true // it goes at once
 		}
 	case ctx.Err() != nil:
 	case errors.Is(err, transport.ErrAbsent) && !isLive(c.URL):
@@ -333,7 +334,7 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 		if s.err != err.Error() {
 			b.log.Warn("contact failed", "node", c.NodeName, "carrier", publicURL(c.URL), "err", esc(err.Error()))
 		}
-		s.err = err.Error()
+		s.err, s.left = err.Error(), s.left || isLive(c.URL) && (late || stuck)
 		if s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax); st.PacketsIn+st.PacketsOut > 0 {
 			s.backoff = idlePause // a line that breaks, but carries
 		}

@@ -41,6 +41,8 @@ type desk struct {
 	repeats   []repeat           // receipts to give again, unless the folder holds them still
 	hello     map[[8]byte]uint64 // receipts in the greeting, until the neighbour is known to have read it
 	greeted   bool
+	welcomed  chan struct{} // closed when resends are planned, after the neighbour's greeting
+	awaits    *bool         // whether there may be resends
 	closed    bool
 	envelopes int
 	fresh     bool             // mail came since the last look
@@ -63,7 +65,7 @@ func isLive(carrier string) bool {
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
 	d := &desk{b: b, node: c.Node, carrier: publicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
-		more: make(chan struct{}, 1), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{}}
+		more: make(chan struct{}, 1), welcomed: make(chan struct{}), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{}}
 	b.mu.Lock()
 	b.desks[d] = struct{}{}
 	b.mu.Unlock()
@@ -106,11 +108,15 @@ func (d *desk) Close() {
 	if d.called == nil {
 		return
 	}
+	d.mu.Lock()
+	left := len(d.sent) > 0
+	d.mu.Unlock()
 	now := d.b.now()
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
 	s := d.b.state(d.called)
 	s.last, s.ok = now, now
+	s.left = left
 }
 
 // kick says that Next may have something new.
@@ -177,6 +183,16 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 			}
 		}
 		if progress {
+			continue
+		}
+		if !d.isWelcome() && d.mayResend() {
+			// A caller that said now that it has nothing to send would be hung up on.
+			d.mu.Unlock()
+			select {
+			case <-d.welcomed:
+			case <-ctx.Done():
+			}
+			d.mu.Lock()
 			continue
 		}
 		if d.live && d.fresh {
@@ -513,8 +529,29 @@ func (d *desk) welcome() {
 	d.greeted = true
 	d.mu.Unlock()
 	if first {
-		d.plan(func(s *spool.Sent) bool { return isLive(s.Carrier) })
+		d.plan(onLive)
+		close(d.welcomed)
 	}
+}
+
+// isWelcome reports whether resends are planned.
+func (d *desk) isWelcome() bool {
+	select {
+	case <-d.welcomed:
+		return true
+	default:
+		return false
+	}
+}
+
+// mayResend reports whether an earlier live contact left something that the neighbour's greeting does not acknowledge,
+// as far as can be told before it came. The desk's mutex is held.
+func (d *desk) mayResend() bool {
+	if d.awaits == nil {
+		some := d.live && len(d.unacknowledged(onLive)) > 0
+		d.awaits = &some
+	}
+	return *d.awaits
 }
 
 // Admit turns a caller's greeting into that neighbour's desk (transport.Reception).

@@ -163,11 +163,22 @@ func (d *desk) Present(own []transport.Entry) {
 	}
 }
 
-// plan chooses what of the unacknowledged goes again in this contact: want is asked about every packet that was
-// handed to the neighbour. Mere receipts are not sent again: they are made anew when they are missed. Nor are packets
-// whose legs have all been sealed into later ones.
+// plan chooses what of the unacknowledged goes again in this contact.
 func (d *desk) plan(want func(*spool.Sent) bool) {
-	var list []resend
+	list := d.unacknowledged(want)
+	d.mu.Lock()
+	d.resend = append(d.resend, list...)
+	d.mu.Unlock()
+	d.kick()
+}
+
+// onLive chooses what an earlier live contact left unacknowledged.
+func onLive(s *spool.Sent) bool { return isLive(s.Carrier) }
+
+// unacknowledged lists what has to be sent again: want is asked about every packet that was handed to the neighbour
+// before this contact. Mere receipts are not sent again: they are made anew when they are missed. Nor are packets whose
+// legs have all been sealed into later ones.
+func (d *desk) unacknowledged(want func(*spool.Sent) bool) (list []resend) {
 	err := d.b.spool.View(func(tx *spool.Tx) error {
 		last := map[spool.Ref]time.Time{}
 		err := tx.EachSent(func(s *spool.Sent) error {
@@ -207,10 +218,7 @@ func (d *desk) plan(want func(*spool.Sent) bool) {
 	})
 	if err != nil {
 		d.b.log.Error("read what was sent", "err", err)
-		return
+		return nil
 	}
-	d.mu.Lock()
-	d.resend = append(d.resend, list...)
-	d.mu.Unlock()
-	d.kick()
+	return list
 }
