@@ -17,7 +17,7 @@ func (b *bench) submit() error {
 		name  string
 		start starter
 	}{{"true", startTrue}, {"postfix", startPostfix}, {"mochila", startMochila}, {"mochila-drop", startNoDaemon}}
-	n := b.scaled(300)
+	n := b.scaled(200)
 	for _, parallel := range []int{1, 8} {
 		for range b.reps {
 			for _, w := range who {
