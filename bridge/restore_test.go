@@ -338,7 +338,11 @@ func TestClones(t *testing.T) {
 	if c.b.Contested(a.keys.ID()).IsZero() {
 		t.Error("the peer was never called contested")
 	}
-	if n := len(c.items()); n != 0 {
-		t.Errorf("%d items are left at the peer", n)
+	// Reports may wait: which of the two copies a session reaches is chance, and the number of sessions a day is
+	// bounded. They go once one copy has been set up anew (docs/custody.md).
+	for _, it := range c.items() {
+		if it.Env.Kind != envelope.KindReport {
+			t.Errorf("left at the peer: %s of kind %d", it.Env.ID, it.Env.Kind)
+		}
 	}
 }
