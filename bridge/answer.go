@@ -30,6 +30,11 @@ func (d *desk) addReceipts(l *load, peer envelope.NodeID) (map[[8]byte]uint64, e
 			l.records = append(l.records, record{envelope.RecordHeld, h.Append(nil)})
 			held[rec.ID] = rec.Recv.Count()
 		}
+		ends, err := b.closes(tx, peer, b.now())
+		if err != nil {
+			return err
+		}
+		l.records = append(l.records, ends...)
 		if p := b.Policy().peer(peer); p != nil && b.cardDue(tx, peer[:]) {
 			l.records = append(l.records, record{envelope.RecordCard, b.keys.Card().Bytes()})
 		}

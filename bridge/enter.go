@@ -99,6 +99,11 @@ func (in *incoming) enterMarks(context.Context) error {
 				fault = "a number that was used twice"
 			}
 		}
+		for _, c := range in.closes {
+			if err := b.closed(tx, in.peer, c); err != nil {
+				return err
+			}
+		}
 		for _, r := range in.resets {
 			if err := b.resetBy(tx, in.peer, r, now); err != nil {
 				return err
@@ -230,7 +235,11 @@ func (in *incoming) enterMark(tx *spool.Tx, m *mark, now time.Time) error {
 		return bad(envelope.ReasonWindow, fmt.Errorf("more than %d gaps in the numbers of the session", envelope.MaxRanges))
 	}
 	m.count = rec.Recv.Count()
-	if lies := in.desk == nil || !in.desk.live; lies && !m.owe && !in.greeting {
+	lies := (in.desk == nil || !in.desk.live) && !in.greeting
+	if lies {
+		liesOn(rec, now)
+	}
+	if lies && !m.owe {
 		if err := tx.KV(quietItems).Put(quietKey(rec.ID, m.seq), timeBytes(now)); err != nil {
 			return err
 		}

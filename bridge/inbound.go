@@ -264,7 +264,8 @@ func (in *incoming) refuseInner(ctx context.Context, r *hashing, cause *badPacke
 		return in.refuse(ctx, r, &badPacket{reason: envelope.ReasonCorrupt, err: err}) // not what the box speaks of
 	}
 	in.marks = in.marks[:1]
-	in.remember, in.reports, in.helds, in.refs, in.cards, in.resets, in.forks, in.guest = nil, nil, nil, nil, nil, nil, nil, nil
+	in.remember, in.reports, in.helds, in.refs, in.cards, in.resets, in.forks, in.closes, in.guest = nil, nil, nil, nil, nil, nil, nil, nil, nil
+	in.reported, in.resumes = nil, nil
 	if err := in.enterMarks(ctx); err != nil {
 		var bad *badPacket
 		if errors.As(err, &bad) {

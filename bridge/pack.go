@@ -428,6 +428,9 @@ func (b *Bridge) commit(x *sealed, carrier string, overdue func(item *spool.Item
 				}
 			}
 			rec.Used = now
+			if !isLive(carrier) {
+				liesOn(rec, now)
+			}
 			if err := tx.PutSession(rec); err != nil {
 				return err
 			}

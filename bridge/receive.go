@@ -60,6 +60,7 @@ type incoming struct {
 	remember []*envelope.Envelope
 	resets   []*envelope.Reset
 	forks    []*envelope.Fork
+	closes   []*envelope.Close
 	count    int
 	noRoom   error    // why the mail of the bundle cannot be taken now; receipts in it still are
 	box      *payload // what a hop box for this node speaks of
@@ -386,7 +387,7 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 func (in *incoming) onlyReceipts(ctx context.Context) error {
 	in.discard()
 	in.marks, in.remember = nil, nil
-	if in.guest == nil && len(in.helds)+len(in.refs)+len(in.reports) > 0 {
+	if in.guest == nil {
 		if err := in.enter(ctx); err != nil {
 			return err
 		}
@@ -431,6 +432,11 @@ func (in *incoming) record(rec *bundle.Record) error {
 		var x *envelope.Reset
 		if x, err = envelope.ParseReset(rec.Body); err == nil {
 			in.resets = append(in.resets, x)
+		}
+	case envelope.RecordClose:
+		var x *envelope.Close
+		if x, err = envelope.ParseClose(rec.Body); err == nil {
+			in.closes = append(in.closes, x)
 		}
 	case envelope.RecordFork:
 		var x *envelope.Fork

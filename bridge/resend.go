@@ -74,6 +74,9 @@ func withdraw(tx *spool.Tx, s *spool.Sent, now time.Time) error {
 	return tx.PutSent(s)
 }
 
+// receiptLife is how long a packet of mere receipts lies on a folder.
+const receiptLife = 14 * 24 * time.Hour
+
 // Finished reports whether an own packet may be taken off the carrier (transport.Station): it was acknowledged, or
 // nothing in it has to arrive any more. A receipt that nobody fetched in a fortnight goes too: if the packet that it
 // speaks of still lies there, it is written anew.
@@ -97,7 +100,7 @@ func (d *desk) Finished(id transport.ID) bool {
 			return err
 		}
 		if in.Kind == sentControl {
-			done = !b.clock.suspect() && b.now().Sub(s.At) > 14*24*time.Hour
+			done = !b.clock.suspect() && b.now().Sub(s.At) > receiptLife
 			return nil
 		}
 		for _, ref := range in.Refs {

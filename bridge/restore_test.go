@@ -346,3 +346,62 @@ func TestClones(t *testing.T) {
 		}
 	}
 }
+
+// TestSessionsClose renews sessions for months: the old ones are erased by both ends soon after their last item.
+func TestSessionsClose(t *testing.T) {
+	l := newLab(t)
+	a, r, c := l.node("alpha"), l.node("relay"), l.node("gamma")
+	chain(a, r, c)
+	var texts, back []string
+	for i := range 12 {
+		texts = append(texts, mail(a, c, fmt.Sprintf("number %d", i)))
+		if i%3 == 0 {
+			back = append(back, mail(c, a, fmt.Sprintf("back %d", i)))
+		}
+		l.settle(3, a, r, c)
+		l.pass(5*24*time.Hour, a, r, c)
+	}
+	l.settle(3, a, r, c)
+	once(t, c, texts...)
+	once(t, a, back...)
+	mustEmpty(t, a, r, c)
+	for _, n := range []*node{a, r, c} {
+		per := map[envelope.NodeID]int{}
+		n.sp.View(func(tx *spool.Tx) error {
+			all, err := tx.Sessions()
+			for _, s := range all {
+				per[s.Peer]++
+			}
+			return err
+		})
+		for id, k := range per {
+			if k > 4 { // two may be in use, as many close
+				t.Errorf("%s keeps %d sessions with %s after two months", n.name, k, n.b.Policy().nodeName(id))
+			}
+		}
+	}
+}
+
+// TestCloseNeedsAll closes nothing while something that matters is on its way.
+func TestCloseNeedsAll(t *testing.T) {
+	l := newLab(t)
+	a, c := l.pair()
+	slow := mail(a, c, "by a slow courier")
+	a.meet()
+	away := l.take("one", a, c)
+	for i := range 8 {
+		mail(a, c, fmt.Sprintf("meanwhile %d", i))
+		mail(c, a, fmt.Sprintf("meanwhile %d", i))
+		a.meet()
+		c.meet()
+		l.take("one", a, c) // the stick to gamma is stolen each time but for the last
+		l.pass(2*24*time.Hour, a, c)
+	}
+	l.put("one", away...)
+	c.meet()
+	once(t, c, slow)
+	l.settle(30, a, c)
+	once(t, c, slow)
+	noFailures(t, a, c)
+	mustEmpty(t, a, c)
+}

@@ -32,14 +32,15 @@ const (
 
 // session is one live session in memory. Ranges and salts stay in the spool; here is what sealing and trying need.
 type session struct {
-	keys  *seal.Session
-	peer  envelope.NodeID
-	state uint8
-	next  uint64 // next sequence number to seal under
-	born  time.Time
-	heard time.Time // last item opened under it
-	owed  uint64    // how many numbers the receipt that is due must cover; 0 = none is due
-	told  uint64    // how many numbers the last receipt covered, in this process
+	keys   *seal.Session
+	peer   envelope.NodeID
+	state  uint8
+	next   uint64 // next sequence number to seal under
+	born   time.Time
+	heard  time.Time // last item opened under it
+	ending time.Time // when the peer was last told that nothing more comes
+	owed   uint64    // how many numbers the receipt that is due must cover; 0 = none is due
+	told   uint64    // how many numbers the last receipt covered, in this process
 }
 
 // sessions holds every live session, most recently heard first.
@@ -295,6 +296,9 @@ func (s *sessions) erase(b *Bridge, now time.Time) error {
 	}
 	s.mu.Unlock()
 	if err := s.reborn(b, young, now); err != nil {
+		return err
+	}
+	if err := s.bury(b, now); err != nil {
 		return err
 	}
 	return s.remove(b, func(x *session) bool { return now.Sub(x.born) > acceptingLife })
