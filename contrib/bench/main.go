@@ -14,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -101,6 +102,9 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	if o.quick {
+		if o.doc != "" {
+			return errors.New("-quick with -doc: a quick run has no figures to keep")
+		}
 		o.reps = 1
 	}
 	b := &bench{ctx: ctx, bin: bin, reps: o.reps, quick: o.quick, keep: o.keep, fig: newFigures(), skipped: map[string]bool{}}

@@ -11,6 +11,9 @@ import (
 // report is what a run found, as Markdown: facts of the machine, targets, and the figures side by side.
 func (b *bench) report() string {
 	var s strings.Builder
+	if b.quick {
+		s.WriteString("A quick run with a tenth of the messages: it shows that everything works, not how fast.\n\n")
+	}
 	fmt.Fprintf(&s, "Run of %s: %s. %s.\n", time.Now().UTC().Format("2 January 2006"), b.facts, b.peers)
 	if v, ok := b.fig.get("limit.fsync.append_ms"); ok {
 		n, _ := b.fig.get("limit.fsync.newfile_ms")
