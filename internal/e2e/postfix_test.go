@@ -15,8 +15,7 @@ type letter struct {
 	name string
 	text string // CRLF lines
 	from string // reverse-path with parameters; default <eve@camp.example>
-	to   string // local part; default ana
-	utf8 bool   // SMTPUTF8
+	utf8 bool   // SMTPUTF8: for añá, else for ana
 }
 
 // signed looks like what DKIM signs: everything about it must stay, down to the spaces.
@@ -31,14 +30,14 @@ const signed = "DKIM-Signature: v=1; a=rsa-sha256; c=simple/simple; d=camp.examp
 	"\r\n" +
 	"body with spaces at the end   \r\n\t\r\n\r\n\r\n"
 
-// letters are mails of the kinds that programs break.
-func letters() []letter {
-	return []letter{
+// letters are mails of the kinds that programs break. Each round has its own.
+func letters(round string) []letter {
+	all := []letter{
 		{name: "plain", text: "Subject: plain\r\n\r\nhello\r\n"},
 		{name: "8 bit", text: "Subject: eight\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\ncaf\xe9 \xff\xfe\x80\r\n",
 			from: "<eve@camp.example> BODY=8BITMIME"},
 		{name: "utf8", text: "Subject: Grüße\r\nFrom: éva@camp.example\r\nTo: añá@hub.example\r\n\r\n早上好\r\n",
-			from: "<éva@camp.example> SMTPUTF8 BODY=8BITMIME", to: "añá", utf8: true},
+			from: "<éva@camp.example> SMTPUTF8 BODY=8BITMIME", utf8: true},
 		{name: "dots", text: "Subject: dots\r\n\r\n.\r\n..\r\n.x\r\n \r\n. \r\n...\r\n.\r\n"},
 		{name: "long lines", text: "Subject: long\r\nX-Long: " + strings.Repeat("h", 3000) + "\r\n\r\n" +
 			strings.Repeat("x", 999) + "\r\n" + strings.Repeat("long ", 20000) + "\r\n." + strings.Repeat("y", 5000) + "\r\n"},
@@ -46,6 +45,10 @@ func letters() []letter {
 		{name: "signed", text: signed},
 		{name: "5 MB", text: big()},
 	}
+	for i := range all {
+		all[i].text = "X-Round: " + round + "\r\n" + all[i].text
+	}
+	return all
 }
 
 // big is 5 MB that do not compress to nothing.
@@ -105,8 +108,9 @@ func compare(t *testing.T, where string, mails [][]byte, sent []letter) {
 	}
 }
 
-// sites are camp and hub with a Postfix each. At hub, *.example of the transport recipe ends.
-func sites(t *testing.T, carrier string, relayhost bool) (camp, hub *site, inner *sink) {
+// sites are camp and hub with a Postfix each. At camp, the recipes for relayhost and for a transport map are in use
+// together: far.example takes the first way, the rest the second.
+func sites(t *testing.T) (camp, hub *site, inner *sink) {
 	t.Helper()
 	inner = newSink(t, func(rcpt string) string {
 		if strings.Contains(rcpt, "late@") {
@@ -115,97 +119,105 @@ func sites(t *testing.T, carrier string, relayhost bool) (camp, hub *site, inner
 		return ""
 	})
 	_, port, _ := strings.Cut(inner.Addr, ":")
-	camp = newSite(t, siteOptions{name: "camp", far: "hub", relayhost: relayhost,
+	camp = newSite(t, siteOptions{name: "camp", far: "hub",
 		main:      map[string]string{"local_header_rewrite_clients": ""}, // the test plays a client that is not local
 		mailboxes: []string{"eve@camp.example", "éva@camp.example"}})
-	hub = newSite(t, siteOptions{name: "hub", far: "camp", relayhost: true,
-		domains:   `, "*.hub.example", "box.example"`,
-		mailboxes: []string{"ana@hub.example", "añá@hub.example", "ana@box.example", "añá@box.example", "ana@ship.hub.example", "añá@ship.hub.example"},
+	var boxes []string
+	for _, w := range ways {
+		boxes = append(boxes, "ana@"+w.domain, "añá@"+w.domain)
+	}
+	hub = newSite(t, siteOptions{name: "hub", far: "camp", relayhost: true, mailboxes: boxes,
+		domains: `, "*.hub.example", "box.example", "far.example"`,
 		main: map[string]string{
 			// a server behind Postfix: Postfix takes mail for it and learns later what it thinks
 			"relay_domains": "inner.hub.example", "relay_recipient_maps": "",
 			"transport_maps": "inline:{inner.hub.example=smtp:[127.0.0.1]:" + port + "}"},
 	})
-	join(t, carrier, camp, hub)
 	return camp, hub, inner
 }
 
-// TestPostfixBothWays: what one Postfix was given comes out of another one, byte for byte, whether it goes into the node
-// by SMTP or by LMTP and whatever lies between the nodes; and so does what goes wrong there.
+// ways from camp's Postfix into its node.
+var ways = []struct {
+	domain string
+	log    []string // words of the line that tells of the delivery
+	few    bool     // the same transport as another one: not all letters
+}{
+	{"hub.example", []string{"/smtp[", "to=<ana@hub.example>", "relay=127.0.0.1[127.0.0.1]:"}, false},
+	{"ship.hub.example", []string{"/smtp[", "to=<ana@ship.hub.example>", "relay=127.0.0.1[127.0.0.1]:"}, true},
+	{"box.example", []string{"/lmtp[", "to=<ana@box.example>", "[mochila/lmtp.sock]"}, false},
+	{"far.example", []string{"/smtp[", "to=<ana@far.example>", "relay=127.0.0.1[127.0.0.1]:"}, false},
+}
+
+// TestPostfixBothWays: what one Postfix was given comes out of another one, byte for byte, whichever way it goes into
+// the node and whatever lies between the nodes; and so does what goes wrong there.
 func TestPostfixBothWays(t *testing.T) {
-	for _, c := range []struct {
-		carrier   string
-		relayhost bool
-	}{{"dir", true}, {"dir", false}, {"tcp", true}, {"tcp", false}} {
-		name, ways := c.carrier+" transport map", []string{"/smtp[", "mochila/lmtp.sock]"}
-		if c.relayhost {
-			name, ways = c.carrier+" relayhost", []string{"/smtp["}
-		}
-		t.Run(name, func(t *testing.T) {
-			camp, hub, inner := sites(t, c.carrier, c.relayhost)
-			t.Run("content", func(t *testing.T) { content(t, camp, hub, ways...) })
-			t.Run("bounces", func(t *testing.T) { bounces(t, camp, hub) })
-			t.Run("envelope", func(t *testing.T) { parameters(t, camp, hub, inner) })
-			t.Run("NUL", func(t *testing.T) { nul(t, camp, hub) })
+	camp, hub, inner := sites(t)
+	for _, carrier := range []string{"dir", "tcp"} {
+		join(t, carrier, camp, hub)
+		t.Run(carrier, func(t *testing.T) {
+			var again func(*testing.T)
+			t.Run("content", func(t *testing.T) { again = content(t, carrier, camp, hub) })
+			t.Run("bounces", func(t *testing.T) { bounces(t, carrier, camp, hub) })
+			t.Run("envelope", func(t *testing.T) { parameters(t, carrier, camp, hub, inner) })
+			t.Run("NUL", func(t *testing.T) { nul(t, carrier, camp, hub) })
 			drained(t, camp.node, hub.node)
+			again(t)
 		})
 	}
 }
 
-// content sends every letter over SMTP to the Postfix at camp, for two domains: the second goes by LMTP in the transport
-// map.
-func content(t *testing.T, camp, hub *site, ways ...string) {
-	all := letters()
-	domains := []string{"hub.example", "box.example", "ship.hub.example"}
-	for k, domain := range domains {
-		for _, l := range all {
-			if k == 2 && l.name != "plain" && l.name != "utf8" {
-				continue // the line with the dot: same transport
+// content sends every letter over SMTP to the Postfix at camp, for every way. What it returns looks at the mailboxes
+// again.
+func content(t *testing.T, carrier string, camp, hub *site) (again func(*testing.T)) {
+	sent, before := map[string][]letter{}, map[string]int{}
+	for _, w := range ways {
+		for _, user := range []string{"ana@", "añá@"} {
+			before[user+w.domain] = hub.postfix.Count(user + w.domain)
+		}
+		for _, l := range letters(carrier) {
+			if w.few && len(l.text) > 100 {
+				continue
 			}
-			from, to := l.from, l.to
-			if from == "" {
-				from = "<eve@camp.example>"
+			from, to := "<eve@camp.example>", "ana"
+			if l.from != "" {
+				from = l.from
 			}
-			if to == "" {
-				to = "ana"
+			if l.utf8 {
+				to = "añá"
 			}
-			if err := send(camp.postfix.Addr, l.text, from, "<"+to+"@"+domain+">"); err != nil {
-				t.Fatalf("%s for %s: %v", l.name, domain, err)
+			to += "@" + w.domain
+			sent[to] = append(sent[to], l)
+			if err := send(camp.postfix.Addr, l.text, from, "<"+to+">"); err != nil {
+				t.Fatalf("%s for %s: %v", l.name, to, err)
 			}
 		}
 	}
-	for k, domain := range domains {
-		var plain, wide []letter
-		for _, l := range all {
-			switch {
-			case k == 2 && l.name != "plain" && l.name != "utf8":
-			case l.utf8:
-				wide = append(wide, l)
-			default:
-				plain = append(plain, l)
-			}
-		}
-		compare(t, domain, hub.postfix.WaitMails("ana@"+domain, len(plain)), plain)
-		compare(t, domain, hub.postfix.WaitMails("añá@"+domain, len(wide)), wide)
+	for to, list := range sent {
+		compare(t, to, hub.postfix.WaitMails(to, before[to]+len(list)), list)
 	}
-	for _, way := range ways {
-		camp.postfix.WaitLog(way)
+	for _, w := range ways {
+		camp.postfix.WaitLog(append(w.log, "status=sent")...)
 	}
 	// One mail in both logs: the queue id of camp's Postfix, at hub's.
 	line := camp.postfix.WaitLog("/smtpd[", "client=")
 	_, line, _ = strings.Cut(line, "]: ")
 	id, _, _ := strings.Cut(line, ":")
 	hub.postfix.WaitLog("client=", "orig_queue_id="+id, "orig_client=")
+	return func(t *testing.T) {
+		for to, list := range sent {
+			compare(t, to, hub.postfix.Mails(to), list)
+		}
+	}
 }
 
 // bounces: what hub's Postfix refuses at RCPT comes back as a report of mochila, and what it takes and cannot deliver as
 // a report of its own.
-func bounces(t *testing.T, camp, hub *site) {
-	text := "Subject: nobody home\r\nMessage-Id: <one@camp.example>\r\n\r\nhello\r\n"
+func bounces(t *testing.T, carrier string, camp, hub *site) {
+	text := "Subject: nobody home\r\nMessage-Id: <one-" + carrier + "@camp.example>\r\n\r\nhello\r\n"
 	if err := send(camp.postfix.Addr, text, "<eve@camp.example> ENVID=one", "<nobody@hub.example> ORCPT=rfc822;No.Body@hub.example"); err != nil {
 		t.Fatal(err)
 	}
-	dsn := camp.postfix.WaitMail("eve@camp.example", "one@camp.example")
+	dsn := camp.postfix.WaitMail("eve@camp.example", "one-"+carrier+"@camp.example")
 	for _, want := range []string{"Return-Path: <>\n", "\nContent-Type: multipart/report; report-type=delivery-status", "\nAuto-Submitted: auto-replied",
 		"\nOriginal-Envelope-Id: one\n", "\nOriginal-Recipient: rfc822; No.Body@hub.example\n", "nobody@hub.example", "\nAction: failed\n", "\nStatus: 5.1.1\n",
 		"\nDiagnostic-Code: smtp; 550 5.1.1", "Subject: nobody home"} {
@@ -217,10 +229,10 @@ func bounces(t *testing.T, camp, hub *site) {
 		t.Errorf("the bounce is in no log")
 	}
 
-	if err := send(camp.postfix.Addr, strings.ReplaceAll(text, "one@", "two@"), "<eve@camp.example>", "<late@inner.hub.example>"); err != nil {
+	if err := send(camp.postfix.Addr, strings.ReplaceAll(text, "one-", "two-"), "<eve@camp.example>", "<late@inner.hub.example>"); err != nil {
 		t.Fatal(err)
 	}
-	dsn = camp.postfix.WaitMail("eve@camp.example", "two@camp.example")
+	dsn = camp.postfix.WaitMail("eve@camp.example", "two-"+carrier+"@camp.example")
 	for _, want := range []string{"Return-Path: <>\n", "MAILER-DAEMON@hub.test", "\nReporting-MTA: dns; hub.test\n", "late@inner.hub.example", "5.2.1"} {
 		if !strings.Contains(dsn, want) {
 			t.Errorf("the report of hub's Postfix has no %q:\n%s", want, dsn)
@@ -230,9 +242,9 @@ func bounces(t *testing.T, camp, hub *site) {
 
 // parameters: ESMTP parameters come out as they went in, at a server behind hub's Postfix; and hub's Postfix acts on
 // them.
-func parameters(t *testing.T, camp, hub *site, inner *sink) {
+func parameters(t *testing.T, carrier string, camp, hub *site, inner *sink) {
 	before := len(inner.Mails())
-	text := "Subject: envelope\r\nMessage-Id: <p@camp.example>\r\n\r\nhello\r\n"
+	text := "Subject: envelope\r\nMessage-Id: <p-" + carrier + "@camp.example>\r\n\r\nhello\r\n"
 	err := send(camp.postfix.Addr, text, "<eve@camp.example> RET=HDRS ENVID=QQ314159+3D",
 		"<ana@inner.hub.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;Ana.Old+2B@else.example",
 		"<bob@inner.hub.example> NOTIFY=NEVER",
@@ -259,11 +271,11 @@ func parameters(t *testing.T, camp, hub *site, inner *sink) {
 	}
 
 	// A success report, made by hub's Postfix, reaches the mailbox at camp.
-	text = strings.ReplaceAll(text, "p@camp", "ok@camp")
+	text = strings.ReplaceAll(text, "<p-", "<ok-")
 	if err := send(camp.postfix.Addr, text, "<eve@camp.example> ENVID=yes", "<ana@box.example> NOTIFY=SUCCESS ORCPT=rfc822;Ana@box.example"); err != nil {
 		t.Fatal(err)
 	}
-	dsn := camp.postfix.WaitMail("eve@camp.example", "ok@camp.example")
+	dsn := camp.postfix.WaitMail("eve@camp.example", "ok-"+carrier+"@camp.example")
 	for _, want := range []string{"\nReporting-MTA: dns; hub.test\n", "\nOriginal-Envelope-Id: yes\n", "\nOriginal-Recipient: rfc822;Ana@box.example\n", "\nAction: delivered\n"} {
 		if !strings.Contains(dsn, want) {
 			t.Errorf("the report of success has no %q:\n%s", want, dsn)
@@ -272,14 +284,14 @@ func parameters(t *testing.T, camp, hub *site, inner *sink) {
 }
 
 // nul: a mail with NUL in it is refused over SMTP, as is right, but a local program may send it.
-func nul(t *testing.T, camp, hub *site) {
+func nul(t *testing.T, carrier string, camp, hub *site) {
 	text := "Subject: NUL\r\n\r\na\x00b\r\n"
 	err := send(camp.smtp, text, "<eve@camp.example>", "<ana@hub.example>")
 	if u, ok := err.(*unexpected); !ok || !strings.HasPrefix(u.reply, "5") {
 		t.Errorf("NUL over SMTP: %v", err)
 	}
-	camp.submit("Subject: NUL\nFrom: eve@camp.example\nDate: Thu, 1 Jan 2026 00:00:00 +0000\nMessage-Id: <nul@camp.example>\n\na\x00b\n", "-i", "-f", "eve@camp.example", "ana@hub.example")
-	mail := hub.postfix.WaitMail("ana@hub.example", "nul@camp.example")
+	camp.submit("Subject: NUL\nFrom: eve@camp.example\nDate: Thu, 1 Jan 2026 00:00:00 +0000\nMessage-Id: <nul-"+carrier+"@camp.example>\n\na\x00b\n", "-i", "-f", "eve@camp.example", "ana@hub.example")
+	mail := hub.postfix.WaitMail("ana@hub.example", "nul-"+carrier+"@camp.example")
 	if !strings.HasSuffix(mail, "\n\na\x00b\n") {
 		t.Errorf("the mail with NUL is changed: %q", mail)
 	}

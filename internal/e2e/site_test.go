@@ -25,7 +25,7 @@ type site struct {
 // siteOptions are what two sites differ in.
 type siteOptions struct {
 	name, far string            // node names; their domains are NAME.example
-	relayhost bool              // all mail goes to mochila, not only that for the transport map
+	relayhost bool              // only that: no transport map
 	domains   string            // what else ends here, as TOML strings with a comma in front
 	mailboxes []string          //
 	main      map[string]string // further settings of Postfix
@@ -64,10 +64,9 @@ func newSite(t *testing.T, o siteOptions) *site {
 		"local_header_rewrite_clients": "permit_inet_interfaces",
 		"smtp_line_length_limit":       "998",
 	}
-	if o.relayhost {
-		maps.Copy(main, settings(recipe(t, "relayhost.cf", places...)))
-		main["default_transport"] = "smtp"
-	} else {
+	main["default_transport"] = "smtp"
+	maps.Copy(main, settings(recipe(t, "relayhost.cf", places...)))
+	if !o.relayhost {
 		dir := shortDir(t)
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -91,7 +90,7 @@ func newSite(t *testing.T, o siteOptions) *site {
 	return s
 }
 
-// join makes two sites neighbours over a folder or over TCP and starts their daemons.
+// join makes two sites neighbours over a folder or over TCP, and starts their daemons if they do not run.
 func join(t *testing.T, carrier string, a, b *site) {
 	t.Helper()
 	switch carrier {
@@ -102,7 +101,9 @@ func join(t *testing.T, carrier string, a, b *site) {
 		b.knows(a.node, control.PeerAdd{Carrier: "tcp:" + a.link})
 	}
 	for _, s := range []*site{a, b} {
-		s.configure(s.conf)
-		s.serve()
+		if s.stop == nil {
+			s.configure(s.conf)
+			s.serve()
+		}
 	}
 }
