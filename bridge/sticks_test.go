@@ -232,3 +232,64 @@ func TestStorm(t *testing.T) {
 		})
 	}
 }
+
+// TestRewindStorm is a storm in which disks are put back to an earlier moment, unnoticed. What was written at a node
+// after that moment, and had not left it, is lost with the disk; everything else must come, and what comes twice was
+// handed over before the moment that was gone back to.
+func TestRewindStorm(t *testing.T) {
+	for _, seed := range seeds(t, 2, 200) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Logf("MOCHILA_SEED=%d", seed)
+			s := newStorm(t, seed)
+			images := map[*node]image{}
+			written := map[*node]int{} // mails written when the image was taken
+			rewound := map[*node]int{}
+			doubtful := map[int]bool{} // mails that may be lost with a disk
+			steps := 100
+			if soak() {
+				steps = 300
+			}
+			for i := range steps {
+				n := s.nodes[s.r.IntN(3)]
+				switch k := s.r.IntN(40); {
+				case k == 0 || images[n] == nil:
+					images[n], written[n] = n.image(), len(s.want)
+				case k == 1 && i < steps/2:
+					for j := written[n]; j < len(s.want); j++ {
+						if s.want[j].from == n {
+							doubtful[j] = true
+						}
+					}
+					n.rollBack(images[n])
+					rewound[n]++
+				default:
+					s.step(i)
+				}
+			}
+			for _, f := range s.faulty {
+				f.Calm()
+			}
+			s.l.settle(90, s.nodes...)
+			for j, m := range s.want {
+				came := m.to.sink.count(m.rcpt, m.text)
+				failed := 0
+				for _, d := range m.from.sink.notices(m.addr) {
+					if strings.Contains(d, "Action: failed") {
+						failed++
+					}
+				}
+				if came == 0 && failed == 0 && !doubtful[j] {
+					t.Errorf("lost: %.40q from %s", m.text, m.from.name)
+				}
+				if came > 1+rewound[m.to] {
+					t.Errorf("%.40q from %s came %d times to %s, which was put back %d times", m.text, m.from.name, came, m.to.name, rewound[m.to])
+				}
+				if came > 0 && failed > 0 && rewound[m.to] == 0 {
+					t.Errorf("%.40q from %s came and was called failed", m.text, m.from.name)
+				}
+			}
+			mustEmpty(t, s.nodes...)
+			t.Logf("%d mails, put back: alpha %d, relay %d, gamma %d", len(s.want), rewound[s.nodes[0]], rewound[s.nodes[1]], rewound[s.nodes[2]])
+		})
+	}
+}
