@@ -234,7 +234,7 @@ func TestStickRoundTrip(t *testing.T) {
 	eventually(t, "hub has nothing left", hub.empty)
 	eventually(t, "the stick is empty", func() bool {
 		files, _ := filepath.Glob(stick + "/mochila/*/*/*")
-		return len(files) <= 2
+		return len(files) <= 4 // each side's last receipts, and perhaps those before
 	})
 }
 
