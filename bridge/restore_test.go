@@ -104,8 +104,13 @@ func TestSenderRolledBack(t *testing.T) {
 			if a.incarnation() != was {
 				t.Fatal("noticed without having been told: the test is void")
 			}
+			away := l.take("one", c, a) // no receipt warns it
 			again := mail(a, c, "under the same number")
 			a.meet()
+			if a.incarnation() != was {
+				t.Fatal("warned: the test is void")
+			}
+			l.put("one", away...)
 			c.meet()
 			once(t, c, lost, again) // not lost because its number was seen before
 			a.meet()
@@ -130,6 +135,32 @@ func TestSenderRolledBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReceiptOfAnotherLife has a rolled-back sender read a receipt for a number that it has used again meanwhile, for
+// a mail that was lost on its way: the receipt does not speak of that mail.
+func TestReceiptOfAnotherLife(t *testing.T) {
+	l := newLab(t)
+	a, c := l.pair()
+	m := a.image()
+	first := mail(a, c, "in the life that was lost")
+	a.meet()
+	c.meet()
+	receipts := l.take("one", c, a)
+	a.rollBack(m)
+	second := mail(a, c, "under the same number")
+	a.meet()
+	l.take("one", a, c) // lost
+	l.put("one", receipts...)
+	a.meet()
+	for _, it := range a.items() {
+		if it.Legs[0].State == spool.Arrived {
+			t.Error("a mail that was lost on its way is called arrived")
+		}
+	}
+	l.settle(10, a, c)
+	once(t, c, first, second)
+	mustEmpty(t, a, c)
 }
 
 // TestRolledBackToBeforeDelivery puts a sender back to a moment at which a mail was not yet sent that has since been

@@ -1,12 +1,14 @@
 package bridge
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -114,6 +116,42 @@ func TestThreeCouriers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSameMailAtOnce has several packets with the same mail come in at the same moment.
+func TestSameMailAtOnce(t *testing.T) {
+	l := newLab(t)
+	a, c := l.pair()
+	text := mail(a, c, "in five packets")
+	var packets []file
+	for range 5 {
+		a.meet()
+		packets = append(packets, l.take("one", a, c)...)
+		for _, it := range a.items() { // overdue: it is sealed once more
+			if err := a.b.Act(it.Env.ID, VerbRetry); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.set(l.clock().Add(time.Minute))
+	}
+	if len(packets) < 5 {
+		t.Fatalf("%d packets", len(packets))
+	}
+	var wg sync.WaitGroup
+	for i := range 3 * len(packets) {
+		wg.Go(func() {
+			p := packets[i%len(packets)]
+			if err := c.b.ReceiveFrom(t.Context(), a.keys.ID(), int64(len(p.data)), bytes.NewReader(p.data)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	c.deliver()
+	once(t, c, text)
+	l.settle(10, a, c)
+	once(t, c, text)
+	mustEmpty(t, a, c)
 }
 
 // storm is a random history of three nodes, alpha - relay - gamma with a stick between the ends besides, over folders
