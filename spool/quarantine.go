@@ -41,21 +41,47 @@ type quarantineHead struct {
 // recordPrefix begins the names of records that were set aside inside the index.
 const recordPrefix = "record-"
 
+// maxQuarantined bounds the files of the quarantine: many small ones fill a disk too.
+const maxQuarantined = 10_000
+
+// quarantined is how much the quarantine's folder holds.
+type quarantined struct {
+	files int
+	bytes int64
+}
+
+// quarantineHas counts the folder once, and then keeps count. quarMu is held.
+func (s *Spool) quarantineHas() (*quarantined, error) {
+	if s.quarHas != nil {
+		return s.quarHas, nil
+	}
+	entries, err := s.quarantineFiles()
+	if err != nil {
+		return nil, err
+	}
+	q := &quarantined{files: len(entries)}
+	for _, e := range entries {
+		q.bytes += e.Size
+	}
+	s.quarHas = q
+	return q, nil
+}
+
 // Quarantine stores what r yields, with why and from whom, and returns its name. It wraps ErrFull when the disk
-// reserve or Options.QuarantineMax is reached: what is hostile must not fill the disk.
+// reserve, Options.QuarantineMax or 10,000 entries are reached: what is hostile must not fill the disk.
 func (s *Spool) Quarantine(reason, from string, r io.Reader) (name string, err error) {
 	s.quarMu.Lock()
 	defer s.quarMu.Unlock()
-	entries, err := s.quarantineFiles()
+	has, err := s.quarantineHas()
 	if err != nil {
 		return "", fmt.Errorf("quarantine: %w", err)
 	}
-	left := s.o.QuarantineMax
-	for _, e := range entries {
-		left -= e.Size
-	}
+	left := s.o.QuarantineMax - has.bytes
 	if left <= 0 {
 		return "", fmt.Errorf("quarantine: %w: it holds more than %d MiB", ErrFull, s.o.QuarantineMax>>20)
+	}
+	if has.files >= maxQuarantined {
+		return "", fmt.Errorf("quarantine: %w: it holds %d entries", ErrFull, has.files)
 	}
 	now := time.Now().UTC()
 	id := newFileName(now)
@@ -64,15 +90,20 @@ func (s *Spool) Quarantine(reason, from string, r io.Reader) (name string, err e
 	if err != nil {
 		return "", fmt.Errorf("quarantine: %w", err)
 	}
+	var size int64
 	err = durable.WriteFile(s.o.FS, s.path(quarantineDir, name), 0o600, func(w io.Writer) error {
 		if _, err := fmt.Fprintf(w, "%s%s\n", quarantineMagic, head); err != nil {
 			return err
 		}
-		return s.fill(w, r, left)
+		n, err := s.fill(w, r, left)
+		size = n
+		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("quarantine: %w", s.diskError(err))
 	}
+	has.files++
+	has.bytes += size
 	return name, nil
 }
 
@@ -85,20 +116,20 @@ func clip(text string) string {
 }
 
 // fill copies at most limit bytes, looking at the disk reserve on the way.
-func (s *Spool) fill(w io.Writer, r io.Reader, limit int64) error {
+func (s *Spool) fill(w io.Writer, r io.Reader, limit int64) (size int64, err error) {
 	for {
 		if err := s.room(false); err != nil {
-			return err
+			return size, err
 		}
-		n, err := io.CopyN(w, r, min(askEvery, limit+1))
-		if limit -= n; limit < 0 {
-			return fmt.Errorf("%w: the quarantine may hold %d MiB", ErrFull, s.o.QuarantineMax>>20)
+		n, err := io.CopyN(w, r, min(askEvery, limit-size+1))
+		if size += n; size > limit {
+			return size, fmt.Errorf("%w: the quarantine may hold %d MiB", ErrFull, s.o.QuarantineMax>>20)
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return size, nil
 		}
 		if err != nil {
-			return err
+			return size, err
 		}
 	}
 }
@@ -264,6 +295,7 @@ func (s *Spool) RemoveQuarantined(name string) error {
 	}
 	s.quarMu.Lock()
 	defer s.quarMu.Unlock()
+	s.quarHas = nil // counted anew when it matters
 	err := s.o.FS.Remove(s.path(quarantineDir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrNotFound

@@ -120,6 +120,7 @@ type Spool struct {
 	healing  healing
 	done     atomic.Int64 // records in the trace
 	quarMu   sync.Mutex   // held while something enters the quarantine, so that its bound holds
+	quarHas  *quarantined // what the quarantine holds; nil: not counted yet
 	closing  sync.Once
 	closeErr error
 }
