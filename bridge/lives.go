@@ -38,6 +38,24 @@ func (b *Bridge) checkLife() error {
 	switch {
 	case b.spool.Copied():
 		return b.Restored("the index is a copy of another one")
+	case len(b.ses.lost) > 0:
+		// their keys were wrapped anew, or lost: the spool is older than the identity, or was not wrapped with it
+		if err := b.Restored("the index has sessions whose keys are gone"); err != nil {
+			return err
+		}
+		return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+			for _, id := range b.ses.lost {
+				// what they carried goes again: its packets need not lie on folders
+				err := tx.SentRange(id, 0, 1<<48, func(r *spool.Sent) error { return withdraw(tx, r, b.now()) })
+				if err != nil {
+					return err
+				}
+				if err := tx.DeleteSession(id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	case life == nil && b.keys.Begun():
 		return b.Restored("the spool is new, but the identity is not")
 	case life != nil && !bytes.Equal(life, own[:]):

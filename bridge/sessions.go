@@ -48,6 +48,7 @@ type sessions struct {
 	mu     sync.Mutex
 	all    []*session
 	opened map[envelope.NodeID][]time.Time // sessions accepted lately, per peer
+	lost   [][8]byte                       // stored sessions that could not be read at start
 }
 
 // load reads the sessions of the spool.
@@ -63,6 +64,7 @@ func (s *sessions) load(b *Bridge) error {
 			if err != nil {
 				b.log.Error("a session cannot be read; its peer is asked for a new one", "peer", r.Peer.String(), "err", err)
 				b.askReset(r)
+				s.lost = append(s.lost, r.ID)
 				continue
 			}
 			s.all = append(s.all, &session{keys: k, peer: r.Peer, state: r.State, next: r.NextSeq, born: r.Created, heard: r.Heard, owed: owedBy(r)})
