@@ -86,7 +86,13 @@ func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 		return nil, fmt.Errorf("maildrop: %w", err)
 	}
 	d := &Dir{path: path, desk: desk, opt: o, odd: map[string]bool{}}
-	return d, d.writeDomain(domain)
+	err := d.writeDomain(domain)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// A daemon that does not start on a full disk makes no room either.
+		o.Log.Warn("maildrop: sendmail goes on with what it knew", "err", err)
+		err = nil
+	}
+	return d, err
 }
 
 // writeDomain replaces whatever somebody may have put under that name.
