@@ -223,6 +223,8 @@ func (s *syncView) show(l control.SyncLine) {
 		s.app.printf("%s: %s\n", s.who(l), strings.Join(what, "; "))
 	}
 	switch {
+	case l.Full && l.Folder && l.Lying+l.PacketsOut > 0:
+		s.folder(l)
 	case l.Error != "" || l.Absent:
 	case l.Folder:
 		s.folder(l)
@@ -260,8 +262,11 @@ func (s *syncView) problem(l control.SyncLine) {
 		subject += " over " + safe(noSecret(p))
 	}
 	s.app.note("mochila: error: %s: %s", subject, indent(text))
-	if l.Absent {
+	switch {
+	case l.Absent:
 		s.app.note("hint: is the stick plugged in and mounted?")
+	case l.Hint != "":
+		s.app.note("hint: %s", l.Hint)
 	}
 }
 

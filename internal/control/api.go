@@ -211,7 +211,9 @@ type SyncLine struct {
 	Paired     string `json:"paired,omitempty"` // a guest that has become a peer
 	Folder     bool   `json:"folder,omitempty"` // "safe to remove" applies
 	Error      string `json:"error,omitempty"`
-	Absent     bool   `json:"absent,omitempty"`
+	Hint       string `json:"hint,omitempty"`     // what would help
+	Absent     bool   `json:"absent,omitempty"`   // the medium is not there
+	Full       bool   `json:"full,omitempty"`     // it has no room for the rest
 	Progress   bool   `json:"progress,omitempty"` // not a result yet
 	End        bool   `json:"end,omitempty"`
 }

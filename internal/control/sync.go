@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mochila/bridge"
+	"mochila/spool"
 	"mochila/transport"
 )
 
@@ -75,17 +76,27 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		r := rs[0]
 		line.add(r.Stats)
 		if r.Err != nil {
-			line.Error = r.Err.Error()
-			line.Absent = errors.Is(r.Err, transport.ErrAbsent)
-			break
+			line.Error, line.Hint = r.Err.Error(), n.roomHint(r.Err)
+			line.Absent, line.Full = errors.Is(r.Err, transport.ErrAbsent), errors.Is(r.Err, transport.ErrFull)
 		}
 		n.settle(ctx)
 		line.Delivered = int(n.delivered.Load() - before)
-		if !t.folder || r.Stats.PacketsIn == 0 && round > 0 || !n.bridge.DueFor(t.contact) {
+		if r.Err != nil || !t.folder || r.Stats.PacketsIn == 0 && round > 0 || !n.bridge.DueFor(t.contact) {
 			break
 		}
 	}
 	return line
+}
+
+// roomHint says what would help when a disk is full: this node's, or the carrier's.
+func (n *Node) roomHint(err error) string {
+	switch {
+	case errors.Is(err, spool.ErrFull):
+		return "make room on the disk of " + n.home.SpoolDir + "; what was not taken stays with the neighbour"
+	case errors.Is(err, transport.ErrFull):
+		return "what did not fit goes with the next contact; more room takes more at once"
+	}
+	return ""
 }
 
 func (l *SyncLine) add(s transport.Stats) {
