@@ -17,6 +17,7 @@ import (
 type load struct {
 	addr string
 	to   string
+	full bool // the disk may be full: temporary refusals are to be expected
 
 	ctl  sync.WaitGroup
 	stop chan struct{}
@@ -27,6 +28,8 @@ type load struct {
 	unsure map[string]bool // the final dot was sent and no answer came
 	torn   map[string]bool // the connection ended before the final dot
 	odd    []error         // answers that were not to be expected
+
+	refused int // temporary refusals, with full
 }
 
 func newLoad(addr, to string) *load {
@@ -139,19 +142,30 @@ func (l *load) unexpected(err error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.full && (strings.HasPrefix(u.reply, "452 4.3.1") || strings.HasPrefix(u.reply, "421 4.")) {
+		l.refused++
+		l.told.Broadcast()
+		return
+	}
 	if len(l.odd) < 10 {
 		l.odd = append(l.odd, err)
 	}
 }
 
-// more waits until so many more mails were answered 250; it gives up after a while, as the server may be down.
-func (l *load) more(n int) {
+// more waits until so many more mails were answered 250.
+func (l *load) more(n int) { l.wait(n, func() int { return len(l.taken) }) }
+
+// refusals waits for so many temporary refusals.
+func (l *load) refusals(n int) { l.wait(n, func() int { return l.refused }) }
+
+// wait waits until a count has grown; it gives up after a while, as the server may be down.
+func (l *load) wait(n int, count func() int) {
 	timeout := time.AfterFunc(10*time.Second, func() { l.mu.Lock(); l.told.Broadcast(); l.mu.Unlock() })
 	defer timeout.Stop()
 	until := time.Now().Add(10 * time.Second)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for want := len(l.taken) + n; len(l.taken) < want && time.Now().Before(until); {
+	for want := count() + n; count() < want && time.Now().Before(until); {
 		l.told.Wait()
 	}
 }

@@ -54,7 +54,7 @@ func (l *logbook) String() string {
 
 // tail is the end of a log.
 func tail(s string) string {
-	const most = 64 << 10
+	const most = 12 << 10
 	if len(s) > most {
 		s = "…" + s[len(s)-most:]
 	}
