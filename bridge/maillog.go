@@ -33,9 +33,7 @@ func (b *Bridge) logAccepted(item *spool.Item) {
 	c := &e.Mail.Client
 	if c.UID > 0 {
 		b.log.Info(fmt.Sprintf("%s: uid=%d from=<%s>", e.ID, c.UID-1, esc(e.Mail.Sender)), "service", "pickup")
-	} else {
-		b.log.Info(fmt.Sprintf("%s: client=%s[%s]", e.ID, or(esc(c.Name), "unknown"), or(esc(c.Addr), "unix")), "service", "smtpd")
-	}
+	} // the SMTP server names its clients itself
 	b.logActive(item)
 }
 

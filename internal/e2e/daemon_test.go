@@ -149,6 +149,9 @@ func TestReload(t *testing.T) {
 	if a, b := len(box(t, filepath.Join(mail, "ana"))), len(box(t, filepath.Join(mail, "old"))); a != 1 || b != 1 {
 		t.Errorf("%d and %d mails, want 1 and 1", a, b)
 	}
+	if k := strings.Count(n.log.String(), ": client="); k != 2 {
+		t.Errorf("the log names the clients of 2 mails in %d lines:\n%s", k, n.log)
+	}
 }
 
 // TestReloadUnderLoad: reloads while mail flows cost no mail and no connection.
