@@ -45,12 +45,16 @@ type desk struct {
 	awaits    *bool         // whether there may be resends
 	closed    bool
 	envelopes int
+	refused   int              // packets that were
 	fresh     bool             // mail came since the last look
 	told      map[[8]byte]bool // sessions whose receipt was repeated in this contact
 }
 
 // reportPause bounds how long a live contact waits for local deliveries before it says that it has nothing more.
 const reportPause = time.Second
+
+// maxRefused is how many bad packets a neighbour may bring in one live contact: each costs a commit.
+const maxRefused = 256
 
 // isLive reports whether a carrier answers within the contact: a missing receipt then means a loss.
 func isLive(carrier string) bool {
@@ -453,11 +457,14 @@ func (d *desk) repeat(ses *session, dup taken) {
 func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 	in := &incoming{b: d.b, desk: d, prev: d.node, size: size}
 	err := in.take(ctx, r)
-	if in.mails {
-		d.mu.Lock()
-		d.fresh = true
-		d.mu.Unlock()
+	d.mu.Lock()
+	d.fresh = d.fresh || in.mails
+	if d.live && errors.Is(err, transport.ErrRefused) {
+		if d.refused++; d.refused > maxRefused {
+			err = fmt.Errorf("%d packets of one contact were refused", d.refused) // no more of them in this one
+		}
 	}
+	d.mu.Unlock()
 	if err == nil {
 		d.answered()
 		d.b.met(d.node)

@@ -185,9 +185,13 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 		}
 	}
 	if n := len(in.marks); n > 0 {
+		var made time.Time // the newest
 		for _, e := range in.remember {
-			b.lookTwice(in.marks[n-1], e.Created)
-			b.clock.peerTime(in.peer.Text(), e.Created, now)
+			made = later(made, e.Created)
+		}
+		if !made.IsZero() {
+			b.lookTwice(in.marks[n-1], made)
+			b.clock.peerTime(in.peer.Text(), made, now)
 		}
 	}
 	b.kickContacts()

@@ -86,7 +86,7 @@ func (h *hashing) Read(p []byte) (int, error) {
 // take reads one packet of the carrier.
 func (in *incoming) take(ctx context.Context, src io.Reader) error {
 	b := in.b
-	if in.desk != nil && !in.greeting {
+	if !in.greeting {
 		if err := b.quota.admit(b, in.prev, in.size); err != nil {
 			return err
 		}
