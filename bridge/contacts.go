@@ -31,6 +31,7 @@ type contactState struct {
 	err     string
 	poked   bool // the carrier says that something is there
 	left    bool // live: the end of the last contact left packets behind that nothing was said of
+	unheard int  // calls in a row that were taken and not answered
 	absent  bool // the folder was not there at the last look
 	stats   transport.Stats
 	unwatch context.CancelFunc
@@ -295,6 +296,34 @@ func (b *Bridge) link(c *Contact) (transport.Link, error) {
 	return s.link, nil
 }
 
+// noteHail counts calls that were taken and not answered. The neighbour may have lost the sessions that it knew this node
+// by: the next greeting then carries an offer.
+func (b *Bridge) noteHail(c *Contact, d *desk, err error) {
+	if !d.live {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.state(c)
+	switch {
+	case d.greeted:
+		s.unheard = 0
+	case err != nil && !errors.Is(err, transport.ErrAbsent):
+		s.unheard++
+	}
+}
+
+// maxUnheard is how many calls in a row may go unanswered before a greeting carries an offer.
+const maxUnheard = 2
+
+// unheard reports whether so many calls went unanswered.
+func (b *Bridge) unheard(c *Contact) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.contacts[contactKey(c)]
+	return s != nil && s.unheard >= maxUnheard
+}
+
 // contactOnce makes one contact and notes how it went.
 func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
 	l, err := b.link(c)
@@ -304,6 +333,7 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 		d := b.openDesk(c)
 		st, err = l.Run(ctx, d)
 		envelopes, late, stuck = d.close(st.Late)
+		b.noteHail(c, d, err)
 	}
 	now := b.now()
 	limits := b.Policy().Limits

@@ -475,7 +475,7 @@ func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 
 // Greeting is this side's first word on a stream (transport.Greeter).
 func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
-	l := &load{expiry: d.b.now().Add(24 * time.Hour)}
+	l := &load{expiry: d.b.now().Add(24 * time.Hour), anew: d.b.unheard(d.contact)}
 	held, err := d.addReceipts(l, d.node)
 	if err != nil {
 		return nil, err

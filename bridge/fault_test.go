@@ -243,3 +243,44 @@ func chain(a, r, c *node) {
 	c.knows(r, "dir:right")
 	c.knows(a, "", r)
 }
+
+// TestForgedCopyHidesNothing lays packets on a stick that begin like a good one, under names that fit them: a courier
+// can make these. The good one is taken all the same, whichever is read first, also by a new process.
+func TestForgedCopyHidesNothing(t *testing.T) {
+	l := newLab(t)
+	a, c := l.node("alpha"), l.node("gamma")
+	a.knows(c, "dir:one")
+	c.knows(a, "dir:one")
+	text := mail(a, c, "the good one")
+	a.meet()
+	good := l.take("one", a, c)[0]
+	var forged []file
+	for _, at := range []int{33, 36, 500, 1200, 1293, len(good.data) - 20, len(good.data) - 1} {
+		f := file{dir: good.dir, data: slices.Clone(good.data)}
+		f.data[at] ^= 0x10
+		f.name = packetID(f.data)
+		forged = append(forged, f)
+	}
+	l.put("one", forged...)
+	c.meet()
+	c.reopen()
+	c.meet()
+	if n := len(c.sink.mails()); n != 0 {
+		t.Fatalf("%d mails of forged packets", n)
+	}
+	q := len(c.quarantined())
+	if q != len(forged) {
+		t.Errorf("%d forged packets, %d in quarantine", len(forged), q)
+	}
+	l.put("one", good)
+	c.meet()
+	once(t, c, text)
+	c.reopen()
+	c.meet()
+	if n := len(c.quarantined()); n != q {
+		t.Errorf("the quarantine grew from %d to %d", q, n)
+	}
+	l.settle(5, a, c)
+	once(t, c, text)
+	mustEmpty(t, a, c)
+}

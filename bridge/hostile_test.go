@@ -26,7 +26,7 @@ import (
 // forge seals any content for a peer, as a hostile peer may.
 func (n *node) forge(to *node, content []byte) []byte {
 	n.t.Helper()
-	x, err := n.b.number(to.keys.ID())
+	x, err := n.b.number(to.keys.ID(), false)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func (n *node) forge(to *node, content []byte) []byte {
 // forgeHop seals any hop box for a neighbour in front of a payload.
 func (n *node) forgeHop(to *node, h seal.Hop, payload []byte) []byte {
 	n.t.Helper()
-	x, err := n.b.number(to.keys.ID())
+	x, err := n.b.number(to.keys.ID(), false)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestStrangers(t *testing.T) {
 // forgeFor seals a bundle under a session that the other side has never seen, and leaves the offer out.
 func (n *node) forgeFor(to *node) []byte {
 	n.t.Helper()
-	x, err := n.b.number(to.keys.ID())
+	x, err := n.b.number(to.keys.ID(), false)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -631,7 +631,7 @@ func TestFalseReceipts(t *testing.T) {
 func TestWindow(t *testing.T) {
 	l := newLab(t)
 	a, c := l.pair()
-	x, err := a.b.number(c.keys.ID())
+	x, err := a.b.number(c.keys.ID(), false)
 	if err != nil {
 		t.Fatal(err)
 	}

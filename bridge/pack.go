@@ -35,6 +35,7 @@ type load struct {
 	refs    []spool.Ref
 	envs    []*envelope.Envelope
 	trusts  []string
+	anew    bool // seal it under a session that carries its offer: the peer may have lost the others
 }
 
 // recipeRecord is the field of a recipe that holds one control record.
@@ -185,12 +186,13 @@ type numbered struct {
 	offer bool
 }
 
-func (b *Bridge) number(node envelope.NodeID) (n numbered, err error) {
+// number takes the next number of a session with a node; anew wants one that carries its offer.
+func (b *Bridge) number(node envelope.NodeID, anew bool) (n numbered, err error) {
 	card, err := b.cardOf(node)
 	if err != nil {
 		return n, fmt.Errorf("card of %s: %w", b.Policy().nodeName(node), err)
 	}
-	if n.ses, n.seq, n.salt, err = b.ses.pick(b, card); err != nil {
+	if n.ses, n.seq, n.salt, err = b.ses.pick(b, card, anew); err != nil {
 		return n, err
 	}
 	n.offer = b.ses.offers(n.ses)
@@ -199,7 +201,7 @@ func (b *Bridge) number(node envelope.NodeID) (n numbered, err error) {
 
 // sealLoad seals a load for dest, to be handed to the neighbour next; a hop box goes in front unless they are the same.
 func (b *Bridge) sealLoad(l *load, dest, next envelope.NodeID, class uint8) (*sealed, error) {
-	in, err := b.number(dest)
+	in, err := b.number(dest, l.anew)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +255,7 @@ func (b *Bridge) hopBox(next envelope.NodeID, h seal.Hop, stream func(io.Writer)
 	h.Type, h.Length = 1, sum.n
 	sum.h.Sum(out.sum[:0])
 	copy(h.PayloadHash[:], out.sum[:])
-	n, err := b.number(next)
+	n, err := b.number(next, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -436,3 +436,37 @@ func TestCloseNeedsAll(t *testing.T) {
 	noFailures(t, a, c)
 	mustEmpty(t, a, c)
 }
+
+// TestWipedOverTCP calls a neighbour that has lost its spool, and with it the session that this node greets under.
+func TestWipedOverTCP(t *testing.T) {
+	camp, hub := newNode(t, "camp"), newNode(t, "hub")
+	url := hub.listen()
+	camp.noContacts, hub.noContacts = true, true
+	camp.reopen()
+	hub.reopen()
+	camp.knows(hub, url)
+	hub.knows(camp, "")
+	camp.run()
+	hub.run()
+	call := func() (err error) {
+		for _, r := range camp.b.Sync(t.Context(), nil) {
+			err = r.Err
+		}
+		return err
+	}
+	camp.submit("ana@camp.example", "bob@hub.example", "Subject: warm\r\n\r\nup\r\n")
+	eventually(t, "the mail and its report", func() bool { return call() == nil && len(hub.box("bob")) == 1 && camp.empty() && hub.empty() })
+	hub.close()
+	wipe(t, hub.dir+"/spool")
+	hub.open()
+	hub.run()
+	camp.submit("ana@camp.example", "bob@hub.example", "Subject: after\r\n\r\nthe loss\r\n")
+	for i := range 6 {
+		if err := call(); err == nil {
+			break
+		} else if i == 5 {
+			t.Fatalf("no call was answered: %v", err)
+		}
+	}
+	eventually(t, "the mail and its report", func() bool { return call() == nil && len(hub.box("bob")) == 2 && camp.empty() && hub.empty() })
+}

@@ -98,9 +98,9 @@ func (s *sessions) match(h seal.Header) (*session, uint64, bool) {
 	return nil, 0, false
 }
 
-// pick returns the session to seal for a peer under: a live one, then our own offer, then a new offer; with it the
-// next sequence number and a fresh salt. Numbers are given out in memory: one that is never committed stays void.
-func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte, error) {
+// pick returns the session to seal for a peer under: a live one (not if anew), then our own offer, then a new offer; with
+// it the next sequence number and a fresh salt. Numbers are given out in memory: one that is never committed stays void.
+func (s *sessions) pick(b *Bridge, card *seal.Card, anew bool) (*session, uint64, [16]byte, error) {
 	var salt [16]byte
 	rand.Read(salt[:])
 	now := b.now()
@@ -112,7 +112,7 @@ func (s *sessions) pick(b *Bridge, card *seal.Card) (*session, uint64, [16]byte,
 	}
 	var best *session
 	for _, x := range s.all {
-		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife && !suspect || x.next >= maxItems || b.stale(x.keys, card.Incarnation) {
+		if x.peer != card.ID || x.state == sesDraining || now.Sub(x.born) > sendingLife && !suspect || x.next >= maxItems || b.stale(x.keys, card.Incarnation) || anew && x.state != sesOffered {
 			continue
 		}
 		if best == nil || x.state > best.state || x.state == best.state && slices.Compare(x.keys.ID[:], best.keys.ID[:]) < 0 {
