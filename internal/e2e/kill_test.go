@@ -45,6 +45,7 @@ func kills(t *testing.T, l *load, r *rand.Rand, n int, nodes ...*node) (when []t
 		}
 		if k%7 == 0 { // now and then while it still starts
 			x.kill()
+			when = append(when, time.Now())
 			x.launch()
 		}
 		for _, y := range nodes {
