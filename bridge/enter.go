@@ -111,10 +111,11 @@ func (in *incoming) enterMarks(context.Context) error {
 		}
 		for _, f := range in.refs {
 			again := *f
-			to, err := b.refused(tx, in.peer, &again, now)
+			to, gone, err := b.refused(tx, in.peer, &again, now)
 			if err != nil {
 				return err
 			}
+			lost = lost || gone
 			if to != nil {
 				back = append(back, passing{*to, &again})
 			}

@@ -247,6 +247,9 @@ func (in *incoming) tellRefused(hash [32]byte, cause *badPacket) {
 	if in.prev.IsZero() {
 		return
 	}
+	if cause.reason == envelope.ReasonUnopenable {
+		in.b.ses.doubt(in.prev, in.b.now())
+	}
 	f := &envelope.Refused{Packet: hash, Reason: cause.reason, Serial: cause.serial, Text: envelope.OneLine(cause.err.Error(), envelope.MaxRefusedText)}
 	in.b.later(in.prev, record{envelope.RecordRefused, f.Append(nil)})
 }

@@ -273,37 +273,40 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 
 // refused reacts to a neighbour or destination that could not use an item, at most once per session and hour: what it
 // carried goes again, under another session where the keys were the trouble, else after a pause. A refusal of a bundle
-// that this node only relayed is returned: it goes back to the neighbour that brought the bundle.
-func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused, now time.Time) (back *envelope.NodeID, err error) {
+// that this node only relayed is returned: it goes back to the neighbour that brought the bundle. lost reports that the
+// peer has lost its memory of a session.
+func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused, now time.Time) (back *envelope.NodeID, lost bool, err error) {
 	s, err := b.refusedSent(tx, r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if s == nil {
-		return relayedFrom(tx, peer, r.Packet[:]), nil
+		return relayedFrom(tx, peer, r.Packet[:]), false, nil
 	}
 	rec, err := tx.Session(s.Session)
 	if err != nil {
-		return nil, gone(err)
+		return nil, false, gone(err)
 	}
 	if s.Next != peer && rec.Peer != peer && !slices.Contains(b.Policy().paths(s.Next), peer) {
-		return nil, nil
+		return nil, false, nil
 	}
 	kv := tx.KV("refusals")
 	if recent(kv.Get(s.Session[:]), now, time.Hour) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err := kv.Put(s.Session[:], timeBytes(now)); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	name := b.Policy().nodeName(peer)
 	b.log.Warn("refused by a peer", "peer", name, "reason", r.Reason.String(), "text", esc(r.Text))
 	keys := r.Reason == envelope.ReasonUnopenable || r.Reason == envelope.ReasonKeyErased || r.Reason == envelope.ReasonWindow
 	if keys {
+		// What the peer once knew and cannot open any more it has lost, and with it what it had taken and not delivered.
+		lost = r.Reason == envelope.ReasonUnopenable && rec.Peer == peer && rec.State != sesDraining && len(rec.Acked) > 0
 		if rec.State != sesDraining {
 			rec.State = sesDraining
 			if err := tx.PutSession(rec); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 		}
 		b.ses.drainOne(rec.ID)
@@ -316,15 +319,15 @@ func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused
 			back = &item.Transit.From
 			copy(r.Packet[:], item.Env.Sum[:])
 			if _, err := b.moveLeg(tx, ref, spool.Finish, now, why); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			continue
 		}
 		if err := b.refuseLeg(tx, ref, now, why); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return back, nil
+	return back, lost, nil
 }
 
 // refuseLeg makes a leg due that a peer could not use, at once for the first time and then later and later: a new

@@ -470,3 +470,37 @@ func TestWipedOverTCP(t *testing.T) {
 	}
 	eventually(t, "the mail and its report", func() bool { return call() == nil && len(hub.box("bob")) == 2 && camp.empty() && hub.empty() })
 }
+
+// TestBothLost puts both ends back, to moments at which each believes in a session that the other does not know: what
+// one says of that, the other cannot open.
+func TestBothLost(t *testing.T) {
+	l := newLab(t)
+	a, c := l.node("alpha"), l.node("gamma")
+	a.knows(c, "dir:one")
+	c.knows(a, "dir:one")
+	none := a.image()
+	warmUp(l, a, c)
+	old := c.image()
+	l.take("one", a, c)
+	l.take("one", c, a)
+	a.rollBack(none)
+	for range 3 {
+		mail(a, c, "under another session")
+		a.meet()
+		c.meet()
+		a.meet()
+		l.pass(6*time.Hour, a, c) // less than a night: keys are not wrapped anew
+	}
+	l.take("one", a, c)
+	l.take("one", c, a)
+	c.rollBack(old)
+	x, y := mail(a, c, "to one that has lost it"), mail(c, a, "to the other that has lost it")
+	began := l.clock()
+	l.settle(20, a, c)
+	once(t, c, x)
+	once(t, a, y)
+	mustEmpty(t, a, c)
+	if d := l.clock().Sub(began); d > 3*24*time.Hour {
+		t.Errorf("it took %v", d)
+	}
+}

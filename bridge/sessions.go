@@ -49,6 +49,7 @@ type sessions struct {
 	all    []*session
 	opened map[envelope.NodeID][]time.Time // sessions accepted lately, per peer
 	lost   [][8]byte                       // stored sessions that could not be read at start
+	doubts map[envelope.NodeID]time.Time   // peers that seal under what is not known here; see doubt
 }
 
 // load reads the sessions of the spool.
@@ -109,6 +110,9 @@ func (s *sessions) pick(b *Bridge, card *seal.Card, anew bool) (*session, uint64
 	defer s.mu.Unlock()
 	if card.Revoked() {
 		return nil, 0, salt, seal.ErrRevoked
+	}
+	if _, lost := s.doubts[card.ID]; lost {
+		anew = true
 	}
 	var best *session
 	for _, x := range s.all {
@@ -177,8 +181,30 @@ func (s *sessions) confirm(x *session, now time.Time) {
 	defer s.mu.Unlock()
 	if x.state == sesOffered {
 		x.state = sesLive
+		delete(s.doubts, x.peer)
 	}
 	x.heard = now
+}
+
+// doubtAfter is how long a peer must have been silent: whoever can put garbage on a folder is not to cost a session each
+// time, of which a peer may begin 16 a day.
+const doubtAfter = 6 * time.Hour
+
+// doubt notes that a peer seals under a session that is not known here and has not been heard under another for a while.
+// Perhaps both ends have lost what they shared: then neither could tell the other so under what it believes in. What
+// goes to the peer carries an offer again until one is confirmed.
+func (s *sessions) doubt(peer envelope.NodeID, now time.Time) {
+	if now.Sub(s.heardOf(peer)) < doubtAfter {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.doubts == nil {
+		s.doubts = map[envelope.NodeID]time.Time{}
+	}
+	if _, known := s.doubts[peer]; !known {
+		s.doubts[peer] = now
+	}
 }
 
 // accept opens an offer. A known one returns its session and changes nothing.
