@@ -362,7 +362,7 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 		s.err, s.absent, s.next = err.Error(), true, now.Add(rescan)
 	default:
 		if s.err != err.Error() {
-			b.log.Warn("contact failed", "node", c.NodeName, "carrier", publicURL(c.URL), "err", esc(err.Error()))
+			b.log.Warn("contact failed", "node", c.NodeName, "carrier", PublicURL(c.URL), "err", esc(err.Error()))
 		}
 		s.err, s.left = err.Error(), s.left || isLive(c.URL) && (late || stuck)
 		if s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax); st.PacketsIn+st.PacketsOut > 0 {
@@ -398,13 +398,13 @@ func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
 		for !b.begin(c) {
 			select {
 			case <-ctx.Done():
-				out = append(out, SyncResult{Node: c.NodeName, Carrier: publicURL(c.URL), Err: ctx.Err()})
+				out = append(out, SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL), Err: ctx.Err()})
 				return out
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
 		st, n, err := b.contactOnce(ctx, c)
-		r := SyncResult{Node: c.NodeName, Carrier: publicURL(c.URL), Stats: st, Envelopes: n, Err: err}
+		r := SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL), Stats: st, Envelopes: n, Err: err}
 		counts, err := b.spool.Counts()
 		if err != nil && r.Err == nil {
 			r.Err = err

@@ -68,7 +68,7 @@ func isLive(carrier string) bool {
 
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
-	d := &desk{b: b, node: c.Node, carrier: publicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
+	d := &desk{b: b, node: c.Node, carrier: PublicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
 		more: make(chan struct{}, 1), welcomed: make(chan struct{}), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{}}
 	b.mu.Lock()
 	b.desks[d] = struct{}{}
@@ -76,8 +76,8 @@ func (b *Bridge) openDesk(c *Contact) *desk {
 	return d
 }
 
-// publicURL is a carrier's URL without the part that may hold a secret.
-func publicURL(s string) string {
+// PublicURL is a carrier's URL without the part that may hold a secret.
+func PublicURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil || u.User == nil && u.RawQuery == "" {
 		return s

@@ -353,7 +353,7 @@ func (b *Bridge) journey(leg *spool.Leg) time.Duration {
 	const most = 14 * 24 * time.Hour
 	base := 3 * 24 * time.Hour
 	for _, c := range b.Policy().Contacts {
-		if c.Overdue > 0 && publicURL(c.URL) == leg.Carrier {
+		if c.Overdue > 0 && PublicURL(c.URL) == leg.Carrier {
 			base = c.Overdue
 		}
 	}

@@ -2,9 +2,11 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 
 	"golang.org/x/net/proxy"
 )
@@ -33,7 +35,20 @@ func (t *TCP) Via(socks string) (*TCP, error) {
 	p.dial = func(ctx context.Context, addr string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, t.timeout)
 		defer cancel()
-		return cd.DialContext(ctx, "tcp", addr)
+		conn, err := cd.DialContext(ctx, "tcp", addr)
+		return conn, socksFault(err, u.Host)
 	}
 	return &p, nil
+}
+
+// socksFault says whether the proxy is the trouble or what lies behind it.
+func socksFault(err error, at string) error {
+	if err == nil {
+		return nil
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && strings.HasPrefix(op.Op, "socks") && errors.As(op.Err, &op) && op.Op == "dial" {
+		return withHint(fmt.Errorf("SOCKS proxy: %w", op), "is the proxy running at %s? Tor's is at 127.0.0.1:9050", at)
+	}
+	return fmt.Errorf("SOCKS proxy %s: %w", at, err)
 }

@@ -253,7 +253,8 @@ func (s *syncView) folder(l control.SyncLine) {
 // problem says who could not be reached, and why.
 func (s *syncView) problem(l control.SyncLine) {
 	text, subject := l.Error, s.who(l)
-	if l.Absent {
+	gone := l.Absent && strings.HasPrefix(l.Carrier, "dir:") // of anything else, the reason tells more
+	if gone {
 		text = place(l) + " is not there"
 	}
 	if l.End && subject == "" {
@@ -263,7 +264,7 @@ func (s *syncView) problem(l control.SyncLine) {
 	}
 	s.app.note("mochila: error: %s: %s", subject, indent(text))
 	switch {
-	case l.Absent:
+	case gone:
 		s.app.note("hint: is the stick plugged in and mounted?")
 	case l.Hint != "":
 		s.app.note("hint: %s", l.Hint)

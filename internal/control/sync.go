@@ -62,7 +62,7 @@ func (n *Node) settle(ctx context.Context) {
 
 // syncOne makes one contact; a folder is visited again while there is something new to write.
 func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
-	line := SyncLine{Carrier: t.contact.URL, Folder: t.folder, Node: t.contact.NodeName}
+	line := SyncLine{Carrier: bridge.PublicURL(t.contact.URL), Folder: t.folder, Node: t.contact.NodeName}
 	n.takeJoined()
 	before := n.delivered.Load()
 	if t.contact.Node.IsZero() {
@@ -88,7 +88,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 	return line
 }
 
-// roomHint says what would help when a disk is full: this node's, or the carrier's.
+// roomHint says what would help: room, when the disk of this node or of the carrier is full; or what the carrier says.
 func (n *Node) roomHint(err error) string {
 	switch {
 	case errors.Is(err, spool.ErrFull):
@@ -96,7 +96,7 @@ func (n *Node) roomHint(err error) string {
 	case errors.Is(err, transport.ErrFull):
 		return "what did not fit goes with the next contact; more room takes more at once"
 	}
-	return ""
+	return hintOf(err, 0).Hint
 }
 
 func (l *SyncLine) add(s transport.Stats) {

@@ -422,7 +422,7 @@ func (n *Node) status() (*Status, error) {
 			Bytes: c.Bytes, Oldest: c.Oldest})
 	}
 	for _, c := range n.bridge.Contacts() {
-		s.Contacts = append(s.Contacts, ContactStatus{Node: c.Contact.NodeName, Carrier: c.Contact.URL, When: describeWhen(c.Contact.When),
+		s.Contacts = append(s.Contacts, ContactStatus{Node: c.Contact.NodeName, Carrier: bridge.PublicURL(c.Contact.URL), When: describeWhen(c.Contact.When),
 			Running: c.Running, Last: c.Last, OK: c.OK, Next: c.Next, Error: c.Err})
 	}
 	q, err := n.spool.Quarantined()

@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"mochila/internal/control"
+	"mochila/internal/peertest"
+)
+
+// streamPair makes two nodes, hub with a port for neighbours, and its Maildir. Their contacts are left to the test.
+func streamPair(t *testing.T) (camp, hub *node, link, mail string) {
+	t.Helper()
+	link, mail = peertest.FreePort(t), t.TempDir()
+	quick := "[limits]\nretry_min = \"1s\"\nretry_max = \"1s\"\n"
+	camp = newNode(t, "camp", quick)
+	hub = newNode(t, "hub", fmt.Sprintf("[link]\nlisten = [%q]\n[[deliver]]\nto = [\"hub.mochila\"]\nvia = %q\n%s", link, "maildir:"+mail+"/%u", quick))
+	hub.knows(camp, control.PeerAdd{When: "on-call"})
+	return camp, hub, link, mail
+}
+
+// randomMail is a mail that does not compress, of some size.
+func randomMail(r *rand.Rand, size int) string {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"
+	var b strings.Builder
+	b.WriteString("Subject: noise\n\n")
+	for b.Len() < size {
+		for range 72 {
+			b.WriteByte(letters[r.IntN(len(letters))])
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// TestStreamCarriers: mail goes over each kind of stream, real programs in between, and over lines that break again and
+// again: what came before a cut is not sent a second time.
+func TestStreamCarriers(t *testing.T) {
+	for name, carrier := range map[string]func(t *testing.T, hub *node, b *breaker) string{
+		"socks": func(t *testing.T, _ *node, b *breaker) string {
+			s := peertest.StartSOCKS(t)
+			return fmt.Sprintf("tcp:%s?socks=%s:%s@%s", b.addr, s.User, s.Password, s.Addr)
+		},
+		"pipe": func(t *testing.T, _ *node, b *breaker) string {
+			if _, err := exec.LookPath("socat"); err != nil {
+				t.Skip("SKIPPED: socat is not installed: run .ci/peers")
+			}
+			return "pipe:socat - TCP:" + b.addr
+		},
+		"unix": func(t *testing.T, hub *node, _ *breaker) string { return "unix:" + hub.home.LinkSocket() },
+		"tcp":  func(_ *testing.T, _ *node, b *breaker) string { return "tcp:" + b.addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := random(t)
+			camp, hub, link, mail := streamPair(t)
+			const size, cuts = 6 << 20, 4
+			b := newBreaker(t, "tcp", link, func(n int) int64 {
+				if n >= cuts {
+					return 0
+				}
+				return int64(r.IntN(1<<20) + 300<<10)
+			})
+			camp.knows(hub, control.PeerAdd{Carrier: carrier(t, hub, b)})
+			hub.serve()
+			camp.serve()
+			big := randomMail(r, size)
+			camp.submit(big, "ana@hub.mochila")
+			for range 3 {
+				camp.submit("Subject: small\n\n", "ana@hub.mochila")
+			}
+			drained(t, camp, hub)
+			got := box(t, filepath.Join(mail, "ana"))
+			whole := 0
+			for _, m := range got {
+				if strings.Contains(m, big[len("Subject: noise\n\n"):]) {
+					whole++
+				}
+			}
+			if len(got) != 4 || whole != 1 {
+				t.Errorf("%d mails arrived, the big one %d times", len(got), whole)
+			}
+			if name == "unix" {
+				return // the socket cannot be broken but by its owner
+			}
+			if conns, n, bytes := b.tally(); n != cuts || bytes > size*105/100 {
+				t.Errorf("%d connections, %d cuts, want %d; %d bytes for a mail of %d", conns, n, cuts, bytes, size)
+			}
+		})
+	}
+}
+
+// TestStreamTroubles: a sync over a carrier that is broken says what is broken, and what would help.
+func TestStreamTroubles(t *testing.T) {
+	s := peertest.StartSOCKS(t)
+	camp, hub, _, _ := streamPair(t)
+	nobody := peertest.FreePort(t)
+	for _, c := range []struct{ name, carrier, want, hint string }{
+		{"nobody listens", "tcp:" + nobody, "connection refused", ""},
+		{"no proxy", "tcp:hub.example:2424?socks=" + nobody, "SOCKS proxy: dial tcp " + nobody, "hint: is the proxy running at " + nobody},
+		{"wrong password", "tcp:hub.example:2424?socks=camp:horse@" + s.Addr, "SOCKS proxy " + s.Addr + ": ", "authentication"},
+		{"nobody behind the proxy", fmt.Sprintf("tcp:%s?socks=%s:%s@%s", nobody, s.User, s.Password, s.Addr), "SOCKS proxy " + s.Addr, "refused"},
+		{"no socket", "unix:/nonexistent/link.sock", "no such file", ""},
+		{"program fails", "pipe:sh -c 'echo the modem is on fire >&2; exit 3'", "the modem is on fire", ""},
+		{"no program", "pipe:/nonexistent/modem", "/nonexistent/modem", ""},
+		{"no ssh there", "ssh:nobody@127.0.0.1:1", "Connection refused", ""},
+	} {
+		camp.knows(hub, control.PeerAdd{Carrier: c.carrier, When: "manual"})
+		out, err := camp.command("sync", "hub").CombinedOutput()
+		text := string(out)
+		if err == nil || !strings.HasPrefix(text, "mochila: error: ") || !strings.Contains(text, c.want) || !strings.Contains(text, c.hint) {
+			t.Errorf("%s: want %q and %q, got %v: %s", c.name, c.want, c.hint, err, text)
+		}
+		if strings.Contains(text, "stick") || strings.Contains(text, "mule") || strings.Contains(text, "horse") {
+			t.Errorf("%s: %s", c.name, text)
+		}
+	}
+}
