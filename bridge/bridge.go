@@ -38,6 +38,8 @@ type Options struct {
 	NoContacts bool
 	// Joined stores a peer that has come by invitation and returns the policy with it; nil = no invitations.
 	Joined func(name, url string, card *seal.Card) (*Policy, error)
+	// Schemes are the carriers that contacts may name; nil = transport.Schemes().
+	Schemes []transport.Scheme
 	// Deliver opens a delivery; nil = deliver.New.
 	Deliver func(via string) (deliver.Transport, error)
 	// Runner starts the programs of jobs; nil = none is started here.
@@ -82,6 +84,9 @@ func New(o Options) (*Bridge, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Schemes == nil {
+		o.Schemes = transport.Schemes()
 	}
 	b := &Bridge{
 		spool: o.Spool, keys: o.Keys, log: o.Log, now: o.Now, opt: o,

@@ -66,6 +66,9 @@ func isLive(carrier string) bool {
 	return false
 }
 
+// isLocal reports whether a carrier is a folder of this machine, which costs nothing to look at.
+func isLocal(carrier string) bool { return strings.HasPrefix(carrier, "dir:") }
+
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
 	d := &desk{b: b, node: c.Node, carrier: PublicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),

@@ -103,7 +103,7 @@ type Contact struct {
 	Node      string   `toml:"node"`       // in peers/NAME.toml: default NAME
 	Carrier   string   `toml:"carrier"`    // a URL; may be empty when the neighbour only calls us
 	When      When     `toml:"when"`       // default always
-	Every     Duration `toml:"every"`      // live carriers: look for incoming packets this often, default 5m; others: how often a courier comes, default 0, unknown
+	Every     Duration `toml:"every"`      // carriers over a network: look for incoming packets this often, default 5m; others: how often a courier comes, default 0, unknown
 	Linger    Duration `toml:"linger"`     // keep an idle live link this long; default 0
 	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
 	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
@@ -221,7 +221,7 @@ func (c *Config) defaults() {
 	for i := range c.Contacts {
 		k := &c.Contacts[i]
 		set(&k.Every, k.When.Every())
-		if isStream(k.Carrier) {
+		if isPolled(k.Carrier) {
 			set(&k.Every, Duration(5*time.Minute))
 		}
 		if k.Name == "" {
@@ -248,11 +248,11 @@ func (c *Config) defaults() {
 	}
 }
 
-// isStream reports whether a carrier is a live connection, which finds out about incoming packets only by asking.
-func isStream(carrier string) bool {
+// isPolled reports whether a carrier finds out about incoming packets only by asking somebody over a network.
+func isPolled(carrier string) bool {
 	name, _, _ := strings.Cut(carrier, ":")
 	switch name {
-	case "tcp", "unix", "ssh", "pipe", "serial":
+	case "tcp", "unix", "ssh", "pipe", "serial", "s3", "sftp", "dav", "davs", "rclone", "nats":
 		return true
 	}
 	return false

@@ -24,6 +24,7 @@ import (
 	"mochila/spool"
 	"mochila/spool/maildrop"
 	"mochila/transport"
+	"mochila/transport/all"
 )
 
 // Node is one home in use: its keys, its spool and the engine over them. One process at a time holds a node.
@@ -115,7 +116,7 @@ func (n *Node) open(o NodeOptions) (err error) {
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
 		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs")},
-		Stream: n.stream(),
+		Stream: n.stream(), Schemes: all.Schemes(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
 				TempDir: n.spool.TempDir(), MaxConns: n.config().Limits.Deliveries})
