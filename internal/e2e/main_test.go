@@ -17,6 +17,9 @@ var bin string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		f.Value.Set("8") // what runs in parallel here waits most of the time: for timers, contacts and other programs
+	}
 	os.Exit(run(m))
 }
 
