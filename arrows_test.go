@@ -39,6 +39,8 @@ var below = map[string][]string{
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
 	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
+	"bridge/jobs/tree":    {}, // files and folders as a stream
+	"bridge/jobs/builtin": {"bridge/jobs/tree", "internal/durable"},
 	// smtpd for the interface that it implements
 	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "smtpd", "bridge/..."},
 

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -396,7 +397,12 @@ func sameSocket(a, b string) bool {
 func (k *checker) handlers() {
 	names := map[string]Handler{}
 	for _, h := range k.c.Handlers {
-		if h.Name == "" || len(h.Command) == 0 || h.Command[0] == "" {
+		if h.Builtin != "" {
+			k.builtin(h)
+		} else if h.Folders != nil || h.Overwrite != "" {
+			k.bad(h.at, "", "folders and overwrite are for handlers with builtin", "")
+		}
+		if h.Name == "" || h.Builtin == "" && (len(h.Command) == 0 || h.Command[0] == "") {
 			k.bad(h.at, "", "a handler needs name and command", `such as command = ["/usr/local/bin/restore", "--stdin"]`)
 			continue
 		}
@@ -404,7 +410,7 @@ func (k *checker) handlers() {
 			k.bad(h.at, "name", fmt.Sprintf("%q is taken by the [[handler]] in %s", h.Name, first.at.line(h.at)), "")
 		}
 		names[h.Name] = h
-		if !strings.HasPrefix(h.Command[0], "/") {
+		if h.Builtin == "" && !strings.HasPrefix(h.Command[0], "/") {
 			k.bad(h.at, "command", fmt.Sprintf("%q is not an absolute path", h.Command[0]), "")
 		}
 		for _, a := range h.Allow {
@@ -421,6 +427,32 @@ func (k *checker) handlers() {
 		if h.Order != "channel" && h.Order != "none" {
 			k.bad(h.at, "order", fmt.Sprintf("%q is neither \"channel\" nor \"none\"", h.Order), "")
 		}
+	}
+}
+
+// builtin checks a handler that comes with the program.
+func (k *checker) builtin(h Handler) {
+	if !slices.Contains([]string{"file", "get"}, h.Builtin) {
+		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\"", h.Builtin), "")
+		return
+	}
+	if h.Command != nil || h.Args || h.Env != nil || h.Dir != "" {
+		k.bad(h.at, "builtin", "it has no command, args, env or dir", "")
+	}
+	if len(h.Folders) == 0 {
+		k.bad(h.at, "folders", fmt.Sprintf("builtin %q needs the folders that it may touch", h.Builtin), `such as folders = ["/srv/exchange/%n"]`)
+	}
+	for _, f := range h.Folders {
+		if !strings.HasPrefix(f, "/") || f != filepath.Clean(f) {
+			k.bad(h.at, "folders", fmt.Sprintf("%q is not a clean absolute path", f), "")
+		}
+	}
+	switch {
+	case h.Overwrite == "" && h.Builtin != "file":
+	case h.Builtin != "file":
+		k.bad(h.at, "overwrite", "it is for builtin \"file\"", "")
+	case !slices.Contains([]string{"never", "replace", "rename"}, h.Overwrite):
+		k.bad(h.at, "overwrite", fmt.Sprintf("%q is none of \"never\", \"replace\", \"rename\"", h.Overwrite), "")
 	}
 }
 

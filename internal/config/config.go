@@ -140,6 +140,10 @@ type Handler struct {
 	OnFailure   string   `toml:"on_failure"`  // "stop" (default) the channel, "dead" letter, "skip"
 	Order       string   `toml:"order"`       // "channel" (default) or "none"
 
+	Builtin   string   `toml:"builtin"`   // instead of Command: "file" or "get"
+	Folders   []string `toml:"folders"`   // of a built-in: what jobs may name, absolute; %n is the sending node
+	Overwrite string   `toml:"overwrite"` // builtin "file": "never" (default), "replace", "rename"
+
 	at source
 }
 
@@ -234,6 +238,9 @@ func (c *Config) defaults() {
 	}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
+		if h.Builtin != "" {
+			h.builtin()
+		}
 		set(&h.Timeout, Duration(time.Hour))
 		set(&h.Output, 64<<10)
 		set(&h.Concurrency, 1)
@@ -245,6 +252,20 @@ func (c *Config) defaults() {
 		p := &c.Peers[i]
 		set(&p.MaxBytes, 1<<30)
 		set(&p.MaxCount, 100_000)
+	}
+}
+
+// builtin fills in what is different for handlers that come with the program: they can be started again at any time,
+// each of their jobs stands for itself, and what they give is no log.
+func (h *Handler) builtin() {
+	set(&h.Name, h.Builtin)
+	set(&h.OnFailure, "skip")
+	h.Idempotent = true
+	switch h.Builtin {
+	case "file":
+		set(&h.Overwrite, "never")
+	case "get":
+		set(&h.Output, 1<<30)
 	}
 }
 

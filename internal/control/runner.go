@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mochila/bridge/jobs"
+	"mochila/bridge/jobs/builtin"
 	"mochila/bridge/jobs/handler"
 	"mochila/internal/config"
 	"mochila/internal/envelope"
@@ -27,6 +28,11 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 		h := &c.Handlers[i]
 		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry + 1, OnFailure: h.OnFailure,
 			Unordered: h.Order == "none", Concurrency: h.Concurrency}
+		if h.Builtin != "" {
+			x.Check = builtinOf(h).Check
+			p.Handlers = append(p.Handlers, x)
+			continue
+		}
 		args := argPolicy(h)
 		env := handler.EnvPolicy{Allow: h.Env}
 		x.Check = func(a []string, v [][2]string) error {
@@ -38,6 +44,11 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 		p.Handlers = append(p.Handlers, x)
 	}
 	return p
+}
+
+// builtinOf is a handler that comes with the program, in that one's terms.
+func builtinOf(h *config.Handler) builtin.Settings {
+	return builtin.Settings{Kind: h.Builtin, Folders: h.Folders, Overwrite: h.Overwrite, Output: int64(h.Output)}
 }
 
 func argPolicy(h *config.Handler) handler.ArgPolicy {
@@ -117,6 +128,14 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		spec.Dir = work
 	case !filepath.IsAbs(spec.Dir):
 		spec.Dir = filepath.Join(r.base, spec.Dir)
+	}
+	if h.Builtin != "" {
+		b := builtinOf(h)
+		b.Peer = s.Peer
+		if spec.Command, err = b.Command(); err != nil {
+			return no(false, "%v", err)
+		}
+		spec.Umask = 0o022
 	}
 	if s.Size > 0 {
 		spec.Stdin = in
