@@ -24,6 +24,7 @@ var below = map[string][]string{
 
 	"internal/seal":         {"internal/envelope", "internal/durable"},
 	"internal/config":       {"internal/envelope", "internal/durable"},
+	"internal/account":      {"internal/durable"}, // password hashes: no key of the node
 	"internal/submit":       {},
 	"internal/submit/frame": {"internal/envelope", "internal/submit"},
 	"spool":                 {"internal/envelope", "internal/durable"},
