@@ -95,6 +95,23 @@ func (k *checker) smtp() {
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		k.bad(k.top("smtp"), "", "tls_cert and tls_key come together", "")
 	}
+	for _, l := range s.Listen {
+		if l.Proto == SMTPS && s.TLSCert == "" {
+			k.bad(k.top("smtp.listen"), "", fmt.Sprintf("%s needs a certificate", l), "set tls_cert and tls_key")
+		}
+	}
+	for _, n := range s.ProxyFrom {
+		if n.Bits() == 0 {
+			k.bad(k.top("smtp.proxy_from"), "", fmt.Sprintf("%s lets everybody choose the address that is believed", n), "name your proxies")
+		}
+	}
+	if s.AuthWithoutTLS {
+		k.warn(k.top("smtp.auth_without_tls"), "", "passwords cross the network in clear", "set tls_cert and tls_key, and leave it out")
+	}
+	k.positive("smtp.max_connections", int64(s.Conns), 1)
+	k.positive("smtp.client_connections", int64(s.ClientConns), 1)
+	k.positive("smtp.client_rate", int64(s.ClientRate), 1)
+	k.positive("smtp.mail_rate", int64(s.MailRate), 1)
 	k.positive("smtp.max_size", int64(s.MaxSize), 1024)
 	k.positive("smtp.max_recipients", int64(s.MaxRecipients), 1)
 	for _, a := range k.c.Link.Listen {

@@ -41,12 +41,27 @@ type SMTP struct {
 	Normalize     bool     `toml:"normalize"`      // repair bare CR, bare LF and NUL instead of refusing them
 	TLSCert       string   `toml:"tls_cert"`       // PEM file with certificate and chain: offers STARTTLS
 	TLSKey        string   `toml:"tls_key"`        // PEM file with its key, readable by the daemon's user only
+
+	AuthWithoutTLS bool     `toml:"auth_without_tls"`   // offer AUTH over a network in clear
+	RequireTLS     bool     `toml:"requiretls"`         // offer REQUIRETLS under TLS
+	Vrfy           bool     `toml:"vrfy"`               // tell clients that may relay whether an address is taken
+	ProxyFrom      []Net    `toml:"proxy_from"`         // proxies that speak the PROXY protocol
+	Conns          int      `toml:"max_connections"`    // at once; default 256
+	ClientConns    int      `toml:"client_connections"` // of one stranger at once; default 32
+	ClientRate     int      `toml:"client_rate"`        // connections of one stranger within a minute; default 120
+	MailRate       int      `toml:"mail_rate"`          // mails of one stranger or account within a minute; default 300
+	Finish         Duration `toml:"finish"`             // how long a stopping daemon waits for messages on their way in; default 60s
 }
 
 // Prefixes returns RelayFrom as the standard library's type.
-func (s SMTP) Prefixes() []netip.Prefix {
-	ps := make([]netip.Prefix, len(s.RelayFrom))
-	for i, n := range s.RelayFrom {
+func (s SMTP) Prefixes() []netip.Prefix { return prefixes(s.RelayFrom) }
+
+// Proxies returns ProxyFrom as the standard library's type.
+func (s SMTP) Proxies() []netip.Prefix { return prefixes(s.ProxyFrom) }
+
+func prefixes(nets []Net) []netip.Prefix {
+	ps := make([]netip.Prefix, len(nets))
+	for i, n := range nets {
 		ps[i] = n.Prefix
 	}
 	return ps
@@ -202,6 +217,11 @@ func (c *Config) defaults() {
 	set(&c.SMTP.Hostname, c.Domain)
 	set(&c.SMTP.MaxSize, 50<<20)
 	set(&c.SMTP.MaxRecipients, 1000)
+	set(&c.SMTP.Conns, 256)
+	set(&c.SMTP.ClientConns, 32)
+	set(&c.SMTP.ClientRate, 120)
+	set(&c.SMTP.MailRate, 300)
+	set(&c.SMTP.Finish, Duration(time.Minute))
 	if c.SMTP.RelayFrom == nil {
 		c.SMTP.RelayFrom = []Net{{netip.MustParsePrefix("127.0.0.0/8")}, {netip.MustParsePrefix("::1/128")}}
 	}

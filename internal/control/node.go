@@ -16,6 +16,7 @@ import (
 	"mochila/bridge"
 	"mochila/bridge/deliver"
 	"mochila/bridge/route"
+	"mochila/internal/account"
 	"mochila/internal/config"
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
@@ -37,6 +38,7 @@ type Node struct {
 	bridge   *bridge.Bridge
 	drop     *maildrop.Dir
 	partials *transport.Partials
+	accounts *account.Book // who may log in at the SMTP port
 	started  time.Time
 	daemon   bool
 	listens  []string
@@ -74,7 +76,7 @@ func Open(home config.Home, o NodeOptions) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
+	n := &Node{accounts: account.Open(home.Accounts()), home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
