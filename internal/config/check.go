@@ -127,8 +127,12 @@ func (k *checker) smtp() {
 	}
 	for _, j := range k.c.Jobs.Submit {
 		user, what, limited := strings.Cut(j, "=")
-		if user == "" || limited && strings.Count(what, ":") != 2 {
-			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), "")
+		part := strings.Split(what, ":")
+		switch {
+		case user == "" || limited && (len(part) != 3 || slices.Contains(part, "")):
+			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), `"*" stands for all nodes, channels or handlers`)
+		case limited && part[0] != "*":
+			k.known(k.top("jobs.submit"), "", part[0])
 		}
 	}
 }
@@ -444,6 +448,51 @@ func (k *checker) handlers() {
 		if h.Order != "channel" && h.Order != "none" {
 			k.bad(h.at, "order", fmt.Sprintf("%q is neither \"channel\" nor \"none\"", h.Order), "")
 		}
+		k.handlerArgs(&h)
+		k.handlerLimits(&h)
+	}
+}
+
+// handlerArgs checks what a job may append.
+func (k *checker) handlerArgs(h *Handler) {
+	kinds := 0
+	for _, on := range []bool{h.Args, h.ArgsFixed != nil, h.ArgsPattern != nil} {
+		if on {
+			kinds++
+		}
+	}
+	if kinds > 1 {
+		k.bad(h.at, "args", "only one of args, args_fixed and args_pattern can hold", "")
+	}
+	if _, err := h.Patterns(); err != nil {
+		k.bad(h.at, "args_pattern", err.Error(), "")
+	}
+	if h.ArgsRepeat && len(h.ArgsPattern) == 0 {
+		k.bad(h.at, "args_repeat", "it repeats the last of args_pattern, and there is none", "")
+	}
+	if h.ArgsDash && !h.Args && len(h.ArgsPattern) == 0 {
+		k.bad(h.at, "args_dash", "it goes with args or args_pattern", "args_fixed says itself what may begin with -")
+	}
+}
+
+// handlerLimits checks the numbers of a handler.
+func (k *checker) handlerLimits(h *Handler) {
+	if _, err := h.Mask(); err != nil {
+		k.bad(h.at, "umask", err.Error(), "")
+	}
+	for _, x := range []struct {
+		key   string
+		value int64
+		least int64
+	}{{"timeout", int64(h.Timeout), 1}, {"concurrency", int64(h.Concurrency), 1}, {"retry", int64(*h.Retry), 0}, {"output", int64(h.Output), 0},
+		{"limit_cpu", int64(h.CPU), 0}, {"limit_memory", int64(h.Memory), 0}, {"limit_file_size", int64(h.FileSize), 0},
+		{"limit_files", int64(h.Files), 0}, {"limit_processes", int64(h.Processes), 0}} {
+		if x.value < x.least {
+			k.bad(h.at, x.key, fmt.Sprintf("%d is too small", x.value), "")
+		}
+	}
+	if h.Processes > 0 && h.User == "" {
+		k.bad(h.at, "limit_processes", "it counts all processes of the user, so the handler needs a user of its own", `such as user = "backup"`)
 	}
 }
 

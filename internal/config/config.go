@@ -4,6 +4,8 @@ import (
 	"encoding"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -79,7 +81,7 @@ type Bounce struct {
 
 // Jobs is the [jobs] table.
 type Jobs struct {
-	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER; root and the daemon's user always may
+	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER, * for all of either; root and the daemon's user always may
 }
 
 // Limits is the [limits] table.
@@ -143,15 +145,16 @@ type Handler struct {
 	Name        string   `toml:"name"`
 	Command     []string `toml:"command"`     // program and leading arguments, never a shell line
 	Allow       []string `toml:"allow"`       // PEER:CHANNEL, PEER:* …
-	Args        bool     `toml:"args"`        // the job may append arguments
+	Args        bool     `toml:"args"`        // the job may append arguments, any that do not begin with -
 	Env         []string `toml:"env"`         // names of environment variables that the job may set
 	Dir         string   `toml:"dir"`         // working directory; default: an empty one for each job
 	User        string   `toml:"user"`        // run as; needs root
+	Umask       string   `toml:"umask"`       // octal; default "077"
 	Timeout     Duration `toml:"timeout"`     // default 1h
 	Output      Size     `toml:"output"`      // stdout and stderr returned at most, each; default 64KiB
 	Concurrency int      `toml:"concurrency"` // jobs of different channels at once; default 1
 	Idempotent  bool     `toml:"idempotent"`  // may run again when it is unknown whether it ran
-	Retry       int      `toml:"retry"`       // tries after EX_TEMPFAIL or timeout; default 5
+	Retry       *int     `toml:"retry"`       // further tries after EX_TEMPFAIL or timeout; default 5
 	OnFailure   string   `toml:"on_failure"`  // "stop" (default) the channel, "dead" letter, "skip"
 	Order       string   `toml:"order"`       // "channel" (default) or "none"
 
@@ -159,7 +162,49 @@ type Handler struct {
 	Folders   []string `toml:"folders"`   // of a built-in: what jobs may name, absolute; %n is the sending node
 	Overwrite string   `toml:"overwrite"` // builtin "file": "never" (default), "replace", "rename"
 
+	// Instead of Args: lists of arguments that a job may bring, or a pattern (RE2, of the whole argument) for each.
+	ArgsFixed   [][]string `toml:"args_fixed"`
+	ArgsPattern []string   `toml:"args_pattern"`
+	ArgsRepeat  bool       `toml:"args_repeat"` // the last pattern stands for any number of arguments
+	ArgsDash    bool       `toml:"args_dash"`   // they may begin with -
+
+	NoNewPrivs bool `toml:"no_new_privs"` // no set-user-id program gives it more rights
+	FsplEnv    bool `toml:"fspl_env"`     // Filespooler's names of variables as well
+
+	// Resource limits of each process; 0 leaves the daemon's.
+	CPU       Duration `toml:"limit_cpu"`
+	Memory    Size     `toml:"limit_memory"`    // address space
+	FileSize  Size     `toml:"limit_file_size"` // of one file that it writes
+	Files     int      `toml:"limit_files"`     // open at once
+	Processes int      `toml:"limit_processes"` // of its user, which must be its own
+
 	at source
+}
+
+// Mask is Umask as a number; an error says what is wrong with it.
+func (h *Handler) Mask() (int, error) {
+	m, err := strconv.ParseUint(h.Umask, 8, 16)
+	if err != nil || m > 0o777 {
+		return 0, fmt.Errorf("%q is not a umask such as \"077\"", h.Umask)
+	}
+	return int(m), nil
+}
+
+// Patterns compiles ArgsPattern, each for a whole argument.
+func (h *Handler) Patterns() ([]*regexp.Regexp, error) {
+	var list []*regexp.Regexp
+	for _, p := range h.ArgsPattern {
+		_, err := regexp.Compile(p) // by itself: "a)|(b" is no pattern
+		if err != nil {
+			return nil, fmt.Errorf("%q is no pattern: %w", p, err)
+		}
+		re, err := regexp.Compile(`\A(?:` + p + `)\z`)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no pattern: %w", p, err)
+		}
+		list = append(list, re)
+	}
+	return list, nil
 }
 
 // Peer is a node whose card this node holds, with what it may do here. Its table is [peer] in peers/NAME.toml;
@@ -264,7 +309,11 @@ func (c *Config) defaults() {
 		set(&h.Timeout, Duration(time.Hour))
 		set(&h.Output, 64<<10)
 		set(&h.Concurrency, 1)
-		set(&h.Retry, 5)
+		set(&h.Umask, "077")
+		if h.Retry == nil {
+			n := 5
+			h.Retry = &n
+		}
 		set(&h.OnFailure, "stop")
 		set(&h.Order, "channel")
 	}

@@ -26,7 +26,7 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 	p := jobs.Policy{}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
-		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry + 1, OnFailure: h.OnFailure,
+		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: *h.Retry + 1, OnFailure: h.OnFailure,
 			Unordered: h.Order == "none", Concurrency: h.Concurrency}
 		if h.Builtin != "" {
 			x.Check = builtinOf(h).Check
@@ -43,6 +43,16 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 		}
 		p.Handlers = append(p.Handlers, x)
 	}
+	for _, s := range c.Jobs.Submit {
+		g := jobs.Grant{Node: "*", Channel: "*", Handler: "*"}
+		var what string
+		var limited bool
+		if g.User, what, limited = strings.Cut(s, "="); limited {
+			part := strings.Split(what, ":")
+			g.Node, g.Channel, g.Handler = part[0], part[1], part[2]
+		}
+		p.Submit = append(p.Submit, g)
+	}
 	return p
 }
 
@@ -51,11 +61,25 @@ func builtinOf(h *config.Handler) builtin.Settings {
 	return builtin.Settings{Kind: h.Builtin, Folders: h.Folders, Overwrite: h.Overwrite, Output: int64(h.Output)}
 }
 
+// argPolicy is what the configuration, which was checked, says about arguments.
 func argPolicy(h *config.Handler) handler.ArgPolicy {
-	if h.Args {
-		return handler.ArgPolicy{Mode: handler.ArgsFree}
+	p := handler.ArgPolicy{Mode: handler.ArgsNone, Dash: h.ArgsDash, Repeat: h.ArgsRepeat}
+	switch {
+	case h.Args:
+		p.Mode = handler.ArgsFree
+	case h.ArgsFixed != nil:
+		p.Mode, p.Fixed = handler.ArgsFixed, h.ArgsFixed
+	case h.ArgsPattern != nil:
+		if re, err := h.Patterns(); err == nil {
+			p.Mode, p.Patterns = handler.ArgsPattern, re
+		}
 	}
-	return handler.ArgPolicy{Mode: handler.ArgsNone}
+	return p
+}
+
+// limits are a handler's resource limits.
+func limits(h *config.Handler) handler.Limits {
+	return handler.Limits{CPU: time.Duration(h.CPU), Memory: int64(h.Memory), FileSize: int64(h.FileSize), Files: h.Files, Processes: h.Processes}
 }
 
 func joinEnv(v [][2]string) []string {
@@ -110,8 +134,12 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		return no(true, "working directory: %v", err)
 	}
 	defer os.RemoveAll(home)
-	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: 0o077, Timeout: time.Duration(h.Timeout),
-		StdinSize: s.Size, OutputCap: int64(h.Output)}
+	umask, err := h.Mask()
+	if err != nil {
+		return no(false, "%v", err)
+	}
+	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: umask, Timeout: time.Duration(h.Timeout),
+		StdinSize: s.Size, OutputCap: int64(h.Output), Limits: limits(h), NoNewPrivs: h.NoNewPrivs}
 	account, place := "mochila", work
 	if h.User != "" {
 		a, err := handler.LookupAccount(h.User)
@@ -146,6 +174,9 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		names.Epoch = hex.EncodeToString(s.Epoch[:])
 	}
 	spec.Env = handler.MergeEnv(handler.CleanEnv(place, account, ""), joinEnv(s.Env), names.Env())
+	if h.FsplEnv {
+		spec.Env = handler.MergeEnv(spec.Env, names.Filespooler(s.Args, joinEnv(s.Env)))
+	}
 	stdout, stderr := &spill{dir: home}, &spill{dir: home}
 	spec.Stdout, spec.Stderr = stdout, stderr
 	o := handler.Run(ctx, spec, func(pid int, start uint64) error {
