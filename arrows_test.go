@@ -37,6 +37,7 @@ var below = map[string][]string{
 	"bridge/route":   {"internal/envelope"},
 	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
 	"bridge/bounce":  {"internal/envelope"},
+	"bridge/letter":  {},
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
 	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
