@@ -134,8 +134,9 @@ func (j *Jobs) kickDependent() {
 	}
 }
 
-// told wakes whoever waits for news of a job.
+// told wakes whoever waits for news of a job, and writes the mail that was asked for.
 func (j *Jobs) told(id envelope.ID) {
+	j.reply(id)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, c := range j.waiters[id] {
