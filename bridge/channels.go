@@ -27,6 +27,7 @@ func (b *Bridge) newJobs() (*jobs.Jobs, error) {
 		PeerIncarnation: b.peerIncarnation,
 		Wake:            b.kickContacts,
 		Patience:        patience,
+		Compose:         b.resultMail,
 	})
 }
 

@@ -75,6 +75,10 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 			// names of nodes are local: what a peer calls us ends here as our own name
 			d, err = p.Routes.Lookup(e.Mail.Sender, localPart(addr)+"@"+p.Name+".mochila", e.Size)
 		}
+		if node, ok := p.orderNode(addr); ok {
+			// jobs are made by users of this node; a peer makes its own
+			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by mail from another node")
+		}
 		switch {
 		case err != nil:
 			put(spool.DeadDest, i, statusOf(err))
