@@ -209,7 +209,16 @@ func (a *app) find() (config.Home, error) {
 }
 
 // node talks to the node while fn runs.
-func (a *app) node(ctx context.Context, fn func(*control.Client) error) (err error) {
+func (a *app) node(ctx context.Context, fn func(*control.Client) error) error {
+	return a.dial(ctx, control.Dial, fn)
+}
+
+// jobNode is node for verbs on jobs that users have who may not open the control socket.
+func (a *app) jobNode(ctx context.Context, fn func(*control.Client) error) error {
+	return a.dial(ctx, control.DialJobs, fn)
+}
+
+func (a *app) dial(ctx context.Context, dial func(context.Context, config.Home, control.ClientOptions) (*control.Client, error), fn func(*control.Client) error) (err error) {
 	h, err := a.find()
 	if err != nil {
 		return err
@@ -220,7 +229,7 @@ func (a *app) node(ctx context.Context, fn func(*control.Client) error) (err err
 		defer log.Close()
 		o.Log = slog.New(log)
 	}
-	c, err := control.Dial(ctx, h, o)
+	c, err := dial(ctx, h, o)
 	if err != nil {
 		return err
 	}

@@ -440,6 +440,15 @@ func (n *Node) status() (*Status, error) {
 		return nil, err
 	}
 	s.Quarantine = len(q)
+	channels, err := n.jobChannels()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range channels {
+		if c.Waiting > 0 || c.State != "" {
+			s.Jobs = append(s.Jobs, c)
+		}
+	}
 	card := n.keys.Card()
 	s.Card = CardStatus{Serial: card.Serial, UseUntil: card.UseUntil, KeepUntil: card.KeepUntil}
 	now := time.Now()
@@ -473,6 +482,7 @@ func (n *Node) check() *CheckReport {
 		if _, err := n.policy(cfg); err != nil {
 			r.Problems = append(r.Problems, err.Error())
 		}
+		r.Problems = append(r.Problems, handlerUsers(cfg)...)
 	}
 	p := n.bridge.Policy()
 	for _, x := range p.Peers {
