@@ -244,7 +244,7 @@ func (b *Batch) TakeResult(tx *spool.Tx, env *envelope.Envelope, body *spool.Bod
 		return err
 	}
 	if live && !r.Held {
-		if err := j.endOwn(tx, k, c, key, o, r.State.String()+" at "+j.policy().node(env.Origin)); err != nil {
+		if err := j.endOwn(tx, k, c, key, o, r.State.String()+" at "+j.policy().node(env.Origin)+b.way); err != nil {
 			return err
 		}
 	}

@@ -82,7 +82,11 @@ type Bounce struct {
 // Jobs is the [jobs] table.
 type Jobs struct {
 	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER, * for all of either; root and the daemon's user always may
+	Ping   *bool    `toml:"ping"`   // peers get an answer to `mochila ping`; nil: they do
 }
+
+// Answers reports whether peers get an answer to a ping.
+func (j Jobs) Answers() bool { return j.Ping == nil || *j.Ping }
 
 // Limits is the [limits] table.
 type Limits struct {

@@ -117,7 +117,7 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs")},
+		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events},
 		Stream: n.stream(), Schemes: all.Schemes(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,

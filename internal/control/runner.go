@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,9 @@ import (
 // jobsPolicy is what the configuration says about jobs, in the engine's terms.
 func jobsPolicy(c *config.Config) jobs.Policy {
 	p := jobs.Policy{}
+	if c.Jobs.Answers() && !slices.ContainsFunc(c.Handlers, func(h config.Handler) bool { return h.Name == pingName }) {
+		p.Handlers = append(p.Handlers, pingHandler())
+	}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
 		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: *h.Retry + 1, OnFailure: h.OnFailure,
@@ -96,6 +100,8 @@ type runner struct {
 	config func() *config.Config
 	base   string // relative directories of handlers are below it
 	dir    string
+	now    func() time.Time
+	events func(envelope.ID) ([]TraceEvent, error) // what is known of an envelope
 }
 
 // killGrace is how long what a crash left running has to end by itself.
@@ -119,6 +125,9 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		if c.Handlers[i].Name == s.Handler {
 			h = &c.Handlers[i]
 		}
+	}
+	if h == nil && s.Handler == pingName {
+		return r.pong(s)
 	}
 	if h == nil {
 		return no(false, "there is no handler %q", s.Handler)
