@@ -30,6 +30,7 @@ var below = map[string][]string{
 	"spool":                 {"internal/envelope", "internal/durable"},
 	"spool/maildrop":        {"internal/envelope", "internal/durable", "internal/submit/..."},
 	"transport":             {"internal/envelope", "internal/durable"}, // for labels: it knows neither mail nor keys
+	"transport/s3":          {"transport"},
 	"transport/all":         {"transport/..."},
 	"smtpd":                 {"internal/envelope"},
 	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},

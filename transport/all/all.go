@@ -2,11 +2,14 @@
 // program of others, each in a package of its own below transport.
 package all
 
-import "mochila/transport"
+import (
+	"mochila/transport"
+	"mochila/transport/s3"
+)
 
 // Schemes is the list.
 func Schemes() []transport.Scheme {
-	return transport.Schemes()
+	return append(transport.Schemes(), s3.Scheme)
 }
 
 // Parse reads a carrier URL (transport.Parse).
