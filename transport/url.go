@@ -61,6 +61,8 @@ func Schemes() []Scheme {
 		{"ssh", "ssh:mochila@hub.example", parseSSH},
 		{"unix", "unix:/run/mochila/link.sock", parseUnix},
 		{"pipe", "pipe:socat - TCP:hub:2424", parsePipe},
+		{"exec", "exec:ssh hub mochila receive", parseExec},
+		{"mail", "mail:mochila@hub.example?from=mochila@camp.example", parseMail},
 	}
 }
 
@@ -84,7 +86,7 @@ func Parse(schemes []Scheme, s string) (Carrier, error) {
 	}
 	scheme := schemes[i]
 	query := ""
-	if name != "pipe" { // a command may hold question marks; it has no options
+	if name != "pipe" && name != "exec" { // a command may hold question marks; it has no options
 		rest, query, _ = strings.Cut(rest, "?")
 	}
 	if strings.HasPrefix(rest, "//") {
