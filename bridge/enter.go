@@ -192,9 +192,7 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 		}
 		if !made.IsZero() {
 			b.lookTwice(in.marks[n-1], made)
-		}
-		if !in.made.IsZero() && in.guest == nil {
-			b.clock.peerTime(in.peer.Text(), in.made, now)
+			b.clock.peerTime(in.peer.Text(), made, now)
 		}
 	}
 	b.kickContacts()

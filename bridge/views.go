@@ -158,7 +158,16 @@ func (b *Bridge) reroute(item *spool.Item, k int) bool {
 // ReceiveFrom takes one packet that a program hands over on a stream; prev is the neighbour if it is known.
 func (b *Bridge) ReceiveFrom(ctx context.Context, prev envelope.NodeID, size int64, r io.Reader) error {
 	in := &incoming{b: b, prev: prev, size: size}
-	return in.take(ctx, r)
+	if err := in.take(ctx, r); err != nil {
+		return err
+	}
+	if prev = in.prev; prev.IsZero() { // a bundle without a hop box comes from its origin
+		prev = in.peer
+	}
+	if b.Policy().neighbour(prev) {
+		b.met(prev)
+	}
+	return nil
 }
 
 // Visit reads what a stranger may have left on a folder: only an invitation's proof lets it in. It hands out nothing.

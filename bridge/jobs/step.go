@@ -243,14 +243,14 @@ func (j *Jobs) judge(tx *spool.Tx, c *inChan, r *run, p *Policy, now time.Time) 
 		return verdict{wait: true}, nil
 	}
 	r.item = item
-	job := item.Env.Job
+	env, job := item.Env, item.Env.Job
 	if job.Kind == envelope.JobVoid {
 		return verdict{end: envelope.JobCancelled}, nil
 	}
 	if r.s.flags&slotDropped != 0 {
 		return verdict{end: envelope.JobSkipped, why: "passed over by an operator"}, nil
 	}
-	if !j.o.Suspect() && now.After(item.Deadline()) {
+	if !j.o.Suspect() && now.After(env.Expires) {
 		return verdict{end: envelope.JobExpired, why: "it expired before its turn"}, nil
 	}
 	if j.superseded(tx, c, job) {
