@@ -13,6 +13,7 @@ var viaSchemes = []struct{ name, form string }{
 	{"maildir", "maildir:/srv/mail/%u"},
 	{"sendmail", "sendmail:/usr/sbin/sendmail"},
 	{"pipe", "pipe:/usr/local/bin/program"},
+	{"receive", "receive:packets"},
 }
 
 // checkVia looks at the form of a deliver URL. host is HOST:PORT where mail goes by TCP.
@@ -29,6 +30,8 @@ func checkVia(via string) (host, hint string, ok bool) {
 			return "", fmt.Sprintf("write %s:%s, without the slashes", s.name, strings.TrimRight(rest[2:], "/")), false
 		}
 		switch s.name {
+		case "receive":
+			return "", hint, rest == "packets"
 		case "maildir", "sendmail", "pipe":
 			return "", hint, !strings.HasPrefix(rest, "~")
 		case "lmtp":
