@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 
 	"mochila/internal/config"
 	"mochila/internal/control"
-	"mochila/transport"
 )
 
 func (a *app) syncCmd() *cobra.Command {
@@ -233,14 +231,10 @@ func (s *syncView) show(l control.SyncLine) {
 	}
 }
 
-// folder says what lies on a stick now, or in a store.
+// folder says what lies on a stick now.
 func (s *syncView) folder(l control.SyncLine) {
 	lying := max(l.Lying, l.PacketsOut)
 	old := lying - l.PacketsOut
-	if !strings.HasPrefix(l.Carrier, "dir:") {
-		s.app.printf("%s for %s at %s, %d of them new (%s).\n", count(lying, "packet"), s.who(l), safe(noSecret(l.Carrier)), l.PacketsOut, bytesText(l.BytesOut))
-		return
-	}
 	switch {
 	case lying == 0:
 		s.app.printf("Nothing for %s on the stick. Safe to remove.\n", s.who(l))
@@ -296,75 +290,4 @@ func (s *syncView) end() error {
 		s.app.note("hint: mochila invite NAME DIR pairs this node with another; mochila status shows contacts")
 	}
 	return nil
-}
-
-func (a *app) receiveCmd() *cobra.Command {
-	var from string
-	var link bool
-	c := &cobra.Command{
-		Use:   "receive",
-		Short: "take packets from standard input",
-		Long: `Takes packets from standard input, for whatever calls this node: an NNCP or UUCP handler, a mail alias, an ssh
-forced command, a pipe. Packets name their senders; --from only says who handed them over.
-
-With --link, standard input and output are a live contact in both directions: that is what the ssh: carrier runs at
-the other side, and what its authorized_keys may force.
-
-The exit status is 75 when they should be offered again, and 65 when one was refused; refused ones are in the quarantine.`,
-		Args: takes(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			if link {
-				return a.link(c.Context())
-			}
-			path := "/v1/receive"
-			if from != "" {
-				path += "?from=" + url.QueryEscape(from)
-			}
-			var r control.ReceiveReply
-			err := a.node(c.Context(), func(n *control.Client) error { return n.Upload(c.Context(), path, a.env.Stdin, &r) })
-			if err != nil {
-				return err
-			}
-			return a.received(r)
-		},
-	}
-	c.Flags().BoolVar(&link, "link", false, "a live contact, both ways")
-	c.Flags().StringVar(&from, "from", "", "the neighbour who hands them over: a node `name`")
-	_ = c.RegisterFlagCompletionFunc("from", a.names)
-	return c
-}
-
-// received prints what became of packets, and gives the exit status.
-func (a *app) received(r control.ReceiveReply) error {
-	if a.json {
-		if err := a.asJSON(r, false); err != nil {
-			return err
-		}
-	} else {
-		a.printf("%s taken%s\n", count(r.Packets, "packet"), when(r.Refused > 0, fmt.Sprintf(", %d refused (mochila quarantine list)", r.Refused)))
-	}
-	switch {
-	case r.Error != "" && !a.json:
-		code := control.ExitTemp
-		if r.Refused > 0 {
-			code = control.ExitData
-		}
-		return &control.Error{Message: "receive: " + r.Error, Exit: code}
-	case r.Refused > 0:
-		return exit(control.ExitData)
-	case r.Error != "":
-		return exit(control.ExitTemp)
-	}
-	return nil
-}
-
-// link runs a live contact on standard input and output.
-func (a *app) link(ctx context.Context) error {
-	h, err := a.find()
-	if err != nil {
-		return err
-	}
-	return a.node(ctx, func(n *control.Client) error {
-		return n.Link(ctx, h, transport.Stdio{In: a.env.Stdin, Out: a.env.Stdout})
-	})
 }

@@ -46,7 +46,6 @@ type Status struct {
 	Card       CardStatus      `json:"card"`
 	Warnings   []string        `json:"warnings,omitempty"`
 	Listen     []string        `json:"listen,omitempty"`
-	Jobs       []JobChannel    `json:"jobs,omitempty"` // channels on which something waits
 }
 
 // CardStatus tells the dates of this node's card.
@@ -274,11 +273,12 @@ type FsckReport struct {
 	Lines []string `json:"lines"`
 }
 
-// ReceiveReply is POST /v1/receive (packets, back to back or one, as the body).
+// ReceiveReply is POST /v1/receive and /v1/receive/mail.
 type ReceiveReply struct {
-	Packets int    `json:"packets"`
-	Refused int    `json:"refused"`
-	Error   string `json:"error,omitempty"`
+	Packets int  `json:"packets"`
+	Refused int  `json:"refused"`           // always 0: a refusal is an error
+	Parts   int  `json:"parts,omitempty"`   // of packets, that came as mail
+	Bounced bool `json:"bounced,omitempty"` // a mail server sent one of this node's letters back
 }
 
 // QuarantineItem is one line of GET /v1/quarantine.

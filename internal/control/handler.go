@@ -85,23 +85,6 @@ func (n *Node) Handler() http.Handler {
 		}
 		return ok, n.removePeer(q.Name)
 	})
-	get("/v1/users", func(*http.Request) (any, error) { return n.users() })
-	for path, f := range map[string]func(User) (*User, error){"/v1/users": n.addUser, "/v1/users/password": n.changeUser} {
-		post(path, func(r *http.Request) (any, error) {
-			var q User
-			if err := decode(r, &q); err != nil {
-				return nil, err
-			}
-			return f(q)
-		})
-	}
-	post("/v1/users/remove", func(r *http.Request) (any, error) {
-		var q struct{ Name string }
-		if err := decode(r, &q); err != nil {
-			return nil, err
-		}
-		return ok, n.removeUser(q.Name)
-	})
 	post("/v1/contact/{verb}", func(r *http.Request) (any, error) {
 		var q struct{ Node string }
 		if err := decode(r, &q); err != nil {
@@ -119,7 +102,12 @@ func (n *Node) Handler() http.Handler {
 		return ok, n.spool.RemoveQuarantined(q.Name)
 	})
 	post("/v1/fsck", func(r *http.Request) (any, error) { return n.fsck(r.FormValue("fix") == "1") })
-	post("/v1/receive", func(r *http.Request) (any, error) { return n.receive(r.Context(), r.FormValue("from"), r.Body) })
+	post("/v1/receive", func(r *http.Request) (any, error) {
+		return n.receive(r.Context(), r.URL.Query().Get("from"), r.Body)
+	})
+	post("/v1/receive/mail", func(r *http.Request) (any, error) {
+		return n.receiveMail(r.Context(), r.URL.Query().Get("sender"), r.Body)
+	})
 	mux.HandleFunc("POST /v1/sync", n.serveSync)
 	n.jobVerbs(mux)
 	return mux
@@ -311,23 +299,4 @@ func (n *Node) pause(name, verb string) error {
 	}
 	n.bridge.SetPolicy(p)
 	return nil
-}
-
-// receive takes one packet from a program: an NNCP or UUCP handler, a mail alias, a pipe.
-func (n *Node) receive(ctx context.Context, from string, body io.Reader) (*ReceiveReply, error) {
-	var prev envelope.NodeID
-	if from != "" {
-		for _, p := range n.bridge.Policy().Peers {
-			if p.Name == from {
-				prev = p.ID
-			}
-		}
-		if prev.IsZero() {
-			return nil, &Error{Message: fmt.Sprintf("there is no peer %q", from), Hint: "mochila peer list", Exit: ExitUsage}
-		}
-	}
-	if err := n.bridge.ReceiveFrom(ctx, prev, -1, body); err != nil {
-		return nil, &Error{Message: err.Error(), Exit: ExitData}
-	}
-	return &ReceiveReply{Packets: 1}, nil
 }

@@ -16,7 +16,6 @@ import (
 	"mochila/bridge"
 	"mochila/bridge/deliver"
 	"mochila/bridge/route"
-	"mochila/internal/account"
 	"mochila/internal/config"
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
@@ -25,7 +24,7 @@ import (
 	"mochila/spool"
 	"mochila/spool/maildrop"
 	"mochila/transport"
-	"mochila/transport/all"
+	"mochila/transport/letter"
 )
 
 // Node is one home in use: its keys, its spool and the engine over them. One process at a time holds a node.
@@ -38,7 +37,7 @@ type Node struct {
 	bridge   *bridge.Bridge
 	drop     *maildrop.Dir
 	partials *transport.Partials
-	accounts *account.Book // who may log in at the SMTP port
+	letters  *letter.Box
 	started  time.Time
 	daemon   bool
 	listens  []string
@@ -76,7 +75,7 @@ func Open(home config.Home, o NodeOptions) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{accounts: account.Open(home.Accounts()), home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
+	n := &Node{home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
@@ -111,15 +110,21 @@ func (n *Node) open(o NodeOptions) (err error) {
 	if n.partials, err = transport.OpenPartials(n.spool.PartialDir(), 4<<30); err != nil {
 		return err
 	}
+	if n.letters, err = letter.OpenBox(filepath.Join(n.home.SpoolDir, "letters"), letter.BoxOptions{}); err != nil {
+		return err
+	}
 	policy, err := n.policy(n.cfg)
 	if err != nil {
 		return err
 	}
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events},
-		Stream: n.stream(), Schemes: all.Schemes(),
+		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs")},
+		Stream: n.stream(),
 		Deliver: func(via string) (deliver.Transport, error) {
+			if via == viaPackets {
+				return packetsDesk{n}, nil
+			}
 			t, err := deliver.New(via, deliver.Options{Hostname: n.config().SMTP.Hostname, Domain: n.config().Domain, Home: n.home.Base,
 				TempDir: n.spool.TempDir(), MaxConns: n.config().Limits.Deliveries})
 			if err != nil {

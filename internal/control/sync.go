@@ -10,7 +10,6 @@ import (
 	"mochila/bridge"
 	"mochila/spool"
 	"mochila/transport"
-	"mochila/transport/all"
 )
 
 // syncRounds is how often a folder is visited in one sync: what was read may bring receipts and reports to write.
@@ -77,7 +76,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		r := rs[0]
 		line.add(r.Stats)
 		if r.Err != nil {
-			line.Error, line.Hint = r.Err.Error(), n.adviceFor(r.Err)
+			line.Error, line.Hint = r.Err.Error(), n.roomHint(r.Err)
 			line.Absent, line.Full = errors.Is(r.Err, transport.ErrAbsent), errors.Is(r.Err, transport.ErrFull)
 		}
 		n.settle(ctx)
@@ -89,8 +88,8 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 	return line
 }
 
-// adviceFor says what would help: when a disk is full, this node's or the carrier's, and whatever the carrier knows.
-func (n *Node) adviceFor(err error) string {
+// roomHint says what would help: room, when the disk of this node or of the carrier is full; or what the carrier says.
+func (n *Node) roomHint(err error) string {
 	switch {
 	case errors.Is(err, spool.ErrFull):
 		return "make room on the disk of " + n.home.SpoolDir + "; what was not taken stays with the neighbour"
@@ -113,7 +112,7 @@ func (l *SyncLine) add(s transport.Stats) {
 // visit reads what a stranger left on a folder; if it proves an invitation, it is a peer afterwards, and the contact
 // is made.
 func (n *Node) visit(ctx context.Context, t target, line SyncLine) SyncLine {
-	carrier, err := all.Parse(t.contact.URL)
+	carrier, err := transport.Parse(transport.Schemes(), t.contact.URL)
 	if err != nil {
 		line.Error = err.Error()
 		return line
@@ -228,7 +227,7 @@ func (n *Node) byURL(ctx context.Context, url string) ([]target, error) {
 	}
 	senders, err := transport.Senders(ctx, folder, n.keys.ID().Label())
 	if err != nil {
-		return nil, openError(url, err)
+		return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
 	}
 	for _, l := range senders {
 		for _, p := range n.bridge.Policy().Peers {
