@@ -26,7 +26,7 @@ const (
 	maxOverlong = 1 << 20  // a longer line is not skipped: the connection is closed
 	bufferSize  = 32 << 10 // input buffer of a connection
 	maxReply    = 500      // octets of a reply line without CRLF (RFC 5321 section 4.5.3.1.5: 512)
-	maxLHLO     = 249      // octets of the whole LHLO reply: Exim's lmtp transport reads it into 256 bytes
+	maxLHLO     = 220      // octets of the whole LHLO reply: Exim's lmtp transport calls one of 248 malformed
 	maxAddress  = 998      // octets of a path; RFC 5321 says 256, real VERP and SRS addresses are longer
 	lingerTime  = 2 * time.Second
 	lingerSize  = 4 << 20
