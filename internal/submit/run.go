@@ -32,6 +32,10 @@ func Run(e *Env) int {
 			f = asFault(err, "submitting")
 		}
 	}
+	if f != nil && f.Code == ExUnavailable && o != nil && (o.Proto == "rmail" || o.Proto == "bsmtp") {
+		// Called by a mail server or by uuxqt, which keep the mail only for this status and bounce it for any other.
+		f.Code = ExTempFail
+	}
 	if f == nil {
 		return ExOK
 	}
