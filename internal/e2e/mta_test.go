@@ -85,6 +85,10 @@ func mtaPair(t *testing.T, start func(t *testing.T, b beside) mta) (camp, hub mt
 		far := names[1-i]
 		n.post("/v1/peers", control.PeerAdd{Name: far, Card: nodes[1-i].card(), Carrier: "dir:" + stick, Routes: []string{far + ".example", "*." + far + ".example"}}, nil)
 		n.serve()
+		// the sockets of a machine's node can be reached by its users
+		if err := os.Chmod(filepath.Join(n.dir, "run"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return servers[0], servers[1], homes[0], homes[1], nodes
 }
@@ -166,6 +170,7 @@ func throughMTA(t *testing.T, sent []letter, camp, hub mta, campHome, hubHome *s
 
 // TestExim: an Exim at each site, hooked up by the files of contrib/exim4.
 func TestExim(t *testing.T) {
+	t.Parallel()
 	camp, hub, campHome, hubHome, nodes := mtaPair(t, func(t *testing.T, b beside) mta {
 		x := peertest.StartExim(t, b.addr, func(dir string) string { return eximConf(t, b, dir) })
 		return mta{x.Addr, x.Log}
@@ -200,7 +205,7 @@ func eximConf(t *testing.T, b beside, dir string) string {
 // eximOther: the other transports of contrib/exim4 lose nothing but the DSN requests.
 func eximOther(t *testing.T, camp, hub mta, hubHome *sink, nodes [2]*node, domain string) {
 	before := len(hubHome.Mails())
-	sent := letters(domain)
+	sent := slices.DeleteFunc(letters(domain), func(l letter) bool { return l.name == "5 MB" })
 	for _, l := range sent {
 		if err := send(camp.Addr, l.text, "<eve@camp.example>", "<ana@"+domain+">", "<bob@"+domain+">"); err != nil {
 			t.Fatalf("%s: %v", l.name, err)
@@ -231,6 +236,7 @@ func eximOther(t *testing.T, camp, hub mta, hubHome *sink, nodes [2]*node, domai
 
 // TestOpenSMTPD: an OpenSMTPD at each site, hooked up by contrib/opensmtpd.
 func TestOpenSMTPD(t *testing.T) {
+	t.Parallel()
 	camp, hub, campHome, hubHome, nodes := mtaPair(t, func(t *testing.T, b beside) mta {
 		o := peertest.StartOpenSMTPD(t, b.addr, snippet(t, "opensmtpd/smtpd.conf", "port 25", "port "+port(b.addr), "10026", port(b.back),
 			"127.0.0.1:2525", b.smtp, "action \"local\" maildir", "action \"local\" relay host \"smtp://"+b.home+"\"",
