@@ -66,6 +66,16 @@ func isLive(carrier string) bool {
 	return false
 }
 
+// isOneWay reports whether a carrier only takes packets: nothing lies on it that could be looked at.
+func isOneWay(carrier string) bool {
+	scheme, _, _ := strings.Cut(carrier, ":")
+	switch scheme {
+	case "exec", "mail", "nncp", "uucp", "fspl":
+		return true
+	}
+	return false
+}
+
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
 	d := &desk{b: b, node: c.Node, carrier: PublicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
@@ -443,11 +453,12 @@ func (d *desk) repeat(ses *session, dup taken) {
 	d.mu.Lock()
 	first := !d.told[ses.keys.ID]
 	d.told[ses.keys.ID] = true
-	if first && !d.live {
+	folder := !d.live && !isOneWay(d.carrier)
+	if first && folder {
 		d.repeats = append(d.repeats, repeat{ses, dup.count})
 	}
 	d.mu.Unlock()
-	if first && d.live {
+	if first && !folder {
 		d.b.ses.oweAgain(ses, dup.count)
 		d.kick()
 	}

@@ -185,7 +185,7 @@ func (b *Bridge) acked(tx *spool.Tx, s *spool.Sent, now time.Time) (log []arriva
 	if err := closeAcked(tx, s, now); err != nil {
 		return nil, err
 	}
-	if !isLive(s.Carrier) && s.Packet != ([32]byte{}) {
+	if !isLive(s.Carrier) && !isOneWay(s.Carrier) && s.Packet != ([32]byte{}) {
 		if err := tx.KV(finishedPackets).Put(s.Packet[:], timeBytes(now)); err != nil {
 			return nil, err
 		}

@@ -65,7 +65,7 @@ func withdraw(tx *spool.Tx, s *spool.Sent, now time.Time) error {
 	if s.Packet == ([32]byte{}) {
 		return nil
 	}
-	if !isLive(s.Carrier) {
+	if !isLive(s.Carrier) && !isOneWay(s.Carrier) {
 		if err := tx.KV(finishedPackets).Put(s.Packet[:], timeBytes(now)); err != nil {
 			return err
 		}

@@ -62,6 +62,7 @@ func Schemes() []Scheme {
 		{"unix", "unix:/run/mochila/link.sock", parseUnix},
 		{"pipe", "pipe:socat - TCP:hub:2424", parsePipe},
 		{"exec", "exec:ssh hub mochila receive", parseExec},
+		{"nncp", "nncp:hub", parseNNCP},
 		{"mail", "mail:mochila@hub.example?from=mochila@camp.example", parseMail},
 	}
 }
