@@ -277,9 +277,13 @@ func (p *Postfix) Start() {
 	p.await("an answer of Postfix at "+p.Addr, func() bool { return answers(p.Addr) })
 }
 
-// answers reports whether an SMTP server greets at the address.
+// answers reports whether an SMTP or LMTP server greets at the address, HOST:PORT or the path of a socket.
 func answers(addr string) bool {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+	network := "tcp"
+	if filepath.IsAbs(addr) {
+		network = "unix"
+	}
+	c, err := net.DialTimeout(network, addr, time.Second)
 	if err != nil {
 		return false
 	}
