@@ -24,21 +24,27 @@ var below = map[string][]string{
 
 	"internal/seal":         {"internal/envelope", "internal/durable"},
 	"internal/config":       {"internal/envelope", "internal/durable"},
+	"internal/account":      {"internal/durable"}, // password hashes: no key of the node
 	"internal/submit":       {},
 	"internal/submit/frame": {"internal/envelope", "internal/submit"},
 	"spool":                 {"internal/envelope", "internal/durable"},
 	"spool/maildrop":        {"internal/envelope", "internal/durable", "internal/submit/..."},
 	"transport":             {"internal/envelope", "internal/durable", "transport/letter"}, // for labels: it knows neither mail nor keys
 	"transport/letter":      {"internal/durable"},
+	"transport/s3":          {"transport"},
+	"transport/all":         {"transport/..."},
 	"smtpd":                 {"internal/envelope"},
 	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},
 
 	"bridge/route":   {"internal/envelope"},
 	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
 	"bridge/bounce":  {"internal/envelope"},
+	"bridge/letter":  {},
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
 	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
+	"bridge/jobs/tree":    {}, // files and folders as a stream
+	"bridge/jobs/builtin": {"bridge/jobs/tree", "internal/durable"},
 	// smtpd for the interface that it implements
 	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "transport/letter", "smtpd", "bridge/..."},
 

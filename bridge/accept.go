@@ -32,6 +32,10 @@ func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient
 	if len(m.Recipients) >= p.Limits.Recipients {
 		return envelope.NewStatus(452, "4.5.3", fmt.Sprintf("more than %d recipients", p.Limits.Recipients))
 	}
+	if _, ok := p.orderNode(r.Addr); ok {
+		_, err := b.order(m, r.Addr)
+		return err
+	}
 	d, err := p.Routes.Lookup(m.Sender, p.qualify(r.Addr), 0)
 	if err == nil && !d.Deliver && p.letterBox(p.qualify(r.Addr)) {
 		return refuseLetter()
@@ -59,6 +63,13 @@ func (b *Bridge) Data(_ context.Context, m *envelope.Mail) (smtpd.Intake, error)
 
 // Submit opens the intake of a mail from a local program (the submission socket and the maildrop).
 func (b *Bridge) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, error) {
+	if err := b.checkOrders(m); err != nil {
+		return nil, err
+	}
+	return b.submit(ctx, m)
+}
+
+func (b *Bridge) submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, error) {
 	if err := b.Mail(ctx, m, 0); err != nil {
 		return nil, err
 	}
@@ -71,7 +82,7 @@ const maildropSeen = "maildrop"
 // SubmitFile is Submit for a file of the maildrop: its name is stored in the same commit, so that a crash before the
 // file is removed takes no mail twice.
 func (b *Bridge) SubmitFile(ctx context.Context, name string, m *envelope.Mail) (smtpd.Intake, error) {
-	in, err := b.Submit(ctx, m)
+	in, err := b.submit(ctx, m)
 	if err == nil {
 		in.(*intake).file = name
 	}
@@ -129,41 +140,60 @@ func (in *intake) Commit(context.Context) (string, error) {
 		in.body.Discard()
 		return "", storageStatus(err)
 	}
-	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
-	item, err := in.b.newMail(env, in.body, trustOf(in.mail))
+	orders, err := in.takeOrders()
 	if err != nil {
 		in.body.Discard()
 		return "", err
 	}
-	if in.head.Letter() {
+	if len(orders) > 0 && len(in.mail.Recipients) == 0 {
+		return in.commitOrders(orders, nil)
+	}
+	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
+	item, err := in.b.newMail(env, in.body, trustOf(in.mail))
+	if err == nil {
+		if cerr := env.Check(); cerr != nil {
+			err = envelope.NewStatus(554, "5.6.0", envelope.OneLine(cerr.Error(), 200))
+		}
+	}
+	if err == nil && in.head.Letter() {
 		for i := range item.Legs {
 			if _, travels := item.Legs[i].Dest.Node(); travels {
-				in.body.Discard()
-				return "", refuseLetter()
+				err = refuseLetter()
 			}
 		}
 	}
-	if err := env.Check(); err != nil {
-		in.body.Discard()
-		return "", envelope.NewStatus(554, "5.6.0", envelope.OneLine(err.Error(), 200))
-	}
-	err = in.b.spool.Apply(func(tx *spool.Tx) error {
-		if in.file != "" {
-			if err := tx.KV(maildropSeen).Put([]byte(in.file), env.ID[:]); err != nil {
-				return err
-			}
-		}
-		return tx.Add(item, in.body)
-	})
 	if err != nil {
 		in.body.Discard()
-		return "", storageStatus(err)
+		discard(orders)
+		return "", err
+	}
+	if len(orders) > 0 {
+		_, err = in.commitOrders(orders, item)
+	} else if err = in.b.spool.Apply(func(tx *spool.Tx) error { return in.add(tx, item) }); err != nil {
+		in.body.Discard()
+		err = storageStatus(err)
+	}
+	if err != nil {
+		return "", err
 	}
 	in.b.logAccepted(item)
 	if hasDead(item) {
 		in.b.bury(env.ID)
 	}
 	return env.ID.String(), nil
+}
+
+// add stores the mail, and that its file in the maildrop is done with.
+func (in *intake) add(tx *spool.Tx, item *spool.Item) error {
+	if in.file != "" {
+		if err := tx.KV(maildropSeen).Put([]byte(in.file), in.id[:]); err != nil {
+			return err
+		}
+	}
+	if item == nil {
+		return nil
+	}
+	return tx.Add(item, in.body)
 }
 
 // hasDead reports whether some recipients of a new item lead nowhere.
@@ -209,6 +239,10 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 		r.Addr = p.qualify(r.Addr)
 		item.Outcomes[i].Addr = r.Addr
 		d, err := p.Routes.Lookup(m.Sender, r.Addr, env.Size)
+		if node, ok := p.orderNode(r.Addr); ok {
+			// a job is no mail, whatever the rules say of its address
+			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by this sender")
+		}
 		if err != nil {
 			k, ok := legs[spool.DeadDest]
 			if !ok {

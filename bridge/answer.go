@@ -47,7 +47,7 @@ func (d *desk) addReceipts(l *load, peer envelope.NodeID) (map[[8]byte]uint64, e
 		return nil, err
 	}
 	l.records = append(l.records, b.takePending(peer)...)
-	if limit := b.now().Add(24 * time.Hour); l.expiry.Before(limit) {
+	if limit := b.now().Add(b.Policy().Limits.Lifetime); l.expiry.Before(limit) { // relays may have to wait for their courier
 		l.expiry = limit
 	}
 	return held, nil
@@ -81,7 +81,7 @@ func (d *desk) receipts() (*transport.Packet, error) {
 			}
 			return nil, nil
 		}
-		l := &load{}
+		l := b.newLoad()
 		held, err := d.addReceipts(l, n)
 		if err != nil {
 			return nil, err

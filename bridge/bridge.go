@@ -30,7 +30,10 @@ type Options struct {
 	Keys   *seal.Keyring
 	Policy *Policy
 	Log    *slog.Logger
-	Now    func() time.Time        // nil = time.Now
+	Now    func() time.Time // nil = time.Now
+	// Boot names this run of the machine and tells how long it has lasted, sleep included; nil: asked of the system where
+	// Now is nil.
+	Boot   func() (id string, up time.Duration, ok bool)
 	Stream transport.StreamOptions // of live contacts
 	// Link opens the link of a contact; nil = transport.Open of its URL.
 	Link func(c *Contact) (transport.Link, error)
@@ -38,6 +41,8 @@ type Options struct {
 	NoContacts bool
 	// Joined stores a peer that has come by invitation and returns the policy with it; nil = no invitations.
 	Joined func(name, url string, card *seal.Card) (*Policy, error)
+	// Schemes are the carriers that contacts may name; nil = transport.Schemes().
+	Schemes []transport.Scheme
 	// Deliver opens a delivery; nil = deliver.New.
 	Deliver func(via string) (deliver.Transport, error)
 	// Runner starts the programs of jobs; nil = none is started here.
@@ -77,11 +82,15 @@ type Bridge struct {
 
 // New prepares the engine over an open spool. It starts nothing: Run does.
 func New(o Options) (*Bridge, error) {
-	if o.Now == nil {
+	realClock := o.Now == nil
+	if realClock {
 		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Schemes == nil {
+		o.Schemes = transport.Schemes()
 	}
 	b := &Bridge{
 		spool: o.Spool, keys: o.Keys, log: o.Log, now: o.Now, opt: o,
@@ -91,6 +100,10 @@ func New(o Options) (*Bridge, error) {
 		kicked:   make(chan struct{}, 1),
 		started:  o.Now(),
 	}
+	if b.opt.Boot == nil && realClock {
+		b.opt.Boot = sinceBoot
+	}
+	b.clock.boot = b.opt.Boot
 	var err error
 	if b.codec, err = bundle.NewCodec(); err != nil {
 		return nil, fmt.Errorf("prepare the compressor: %w", err)

@@ -33,8 +33,10 @@ type node struct {
 
 	noContacts bool
 	runner     jobs.Runner
-	lab        *lab  // set for nodes of a lab, see lab_test.go
-	sink       *sink // their mail system
+	lab        *lab          // set for nodes of a lab, see lab_test.go
+	sink       *sink         // their mail system
+	skew       time.Duration // how far their clock is ahead
+	up         func() (string, time.Duration, bool)
 }
 
 func newNode(t *testing.T, name string) *node {

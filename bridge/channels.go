@@ -2,7 +2,9 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"mochila/bridge/jobs"
@@ -27,6 +29,7 @@ func (b *Bridge) newJobs() (*jobs.Jobs, error) {
 		PeerIncarnation: b.peerIncarnation,
 		Wake:            b.kickContacts,
 		Patience:        patience,
+		Compose:         b.resultMail,
 	})
 }
 
@@ -95,6 +98,7 @@ func (in *incoming) job(rec *bundle.Record) error {
 
 // enterJobs takes the jobs, results and channel records of a packet, inside the transaction that takes the packet.
 func (in *incoming) enterJobs(tx *spool.Tx, batch *jobs.Batch) error {
+	batch.From(in.way())
 	for _, a := range in.jobs {
 		e := a.item.Env
 		var err error
@@ -123,6 +127,19 @@ func (in *incoming) enterJobs(tx *spool.Tx, batch *jobs.Batch) error {
 		}
 	}
 	return nil
+}
+
+// way says how a packet came, in words: its neighbour, the kind of carrier, its size.
+func (in *incoming) way() string {
+	s := ""
+	if !in.prev.IsZero() {
+		s = ", brought by " + in.b.Policy().nodeName(in.prev)
+	}
+	if in.desk != nil {
+		scheme, _, _ := strings.Cut(in.desk.carrier, ":")
+		s += " over " + scheme
+	}
+	return fmt.Sprintf("%s, in a packet of %d bytes", s, in.size)
 }
 
 // leaveJobs frees what the spool did not take over.

@@ -14,7 +14,7 @@ var buildDate = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 const (
 	clockBack    = 5 * time.Minute    // a step back larger than this is suspect
 	clockForward = 7 * 24 * time.Hour // a step forward larger than this that running time does not cover
-	clockKey     = "clock"            // newest wall time stored, Unix milliseconds
+	clockKey     = "clock"            // newest trusted wall time stored, Unix milliseconds
 	clockAccept  = "clock-accepted"   // the wall time a person declared right
 )
 
@@ -28,6 +28,12 @@ type clock struct {
 	mono   time.Time // the same with Go's monotonic reading
 	agreed map[string]bool
 	kernel func() bool // whether the kernel says the clock is synchronised
+
+	boot  func() (id string, up time.Duration, ok bool) // nil: steps are seen only while the process runs, and move nothing
+	up    time.Duration                                 // since boot, at the last look
+	id    string                                        // of the boot
+	era   time.Time                                     // by the present clock, since when all its readings are of one row
+	moves []move                                        // steps of the clock that the queue has not followed yet
 }
 
 // load compares the clock with what the spool remembers.
@@ -72,7 +78,7 @@ func (c *clock) load(b *Bridge) error {
 	if c.why != "" {
 		b.log.Warn("clock is suspect: nothing expires or bounces", "why", c.why)
 	}
-	return nil
+	return c.resume(b, now)
 }
 
 // suspect reports whether the wall clock is not to be trusted.
@@ -95,6 +101,15 @@ func (c *clock) look(now time.Time) {
 	defer c.mu.Unlock()
 	ran := now.Sub(c.mono)           // monotonic where the time has such a reading
 	wall := now.Round(0).Sub(c.last) // wall clock
+	if c.boot != nil {
+		if _, up, ok := c.boot(); ok {
+			slept := up - c.up // the monotonic clock does not count sleep
+			if now == now.Round(0) {
+				ran = slept
+			}
+			ran, c.up = max(ran, slept), up
+		}
+	}
 	switch step := wall - ran; {
 	case step < -clockBack:
 		c.why = "the clock went back by " + (-step).Round(time.Second).String()
@@ -104,6 +119,7 @@ func (c *clock) look(now time.Time) {
 	if c.why != "" && c.kernel() {
 		c.why = ""
 	}
+	c.stepped(wall-ran, c.last, now.Round(0), ran)
 	c.last, c.mono = now.Round(0), now
 }
 
@@ -135,15 +151,28 @@ func (c *clock) peerTime(peer string, theirs, now time.Time) {
 	}
 }
 
-// store remembers the newest trusted wall time; it is called each minute.
+// store remembers the newest trusted wall time, and the last look; it is called each minute.
 func (c *clock) store(b *Bridge, now time.Time) error {
-	if c.suspect() {
+	trusted := !c.suspect()
+	c.mu.Lock()
+	run, moves := c.run(), pending(c.moves)
+	c.mu.Unlock()
+	if !trusted && run == nil {
 		return nil
 	}
-	return b.spool.Apply(func(tx *spool.Tx) error {
-		var v [8]byte
-		binary.BigEndian.PutUint64(v[:], uint64(now.UnixMilli()))
-		return tx.SetMeta(clockKey, v[:])
+	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
+		if run != nil {
+			if err := tx.SetMeta(clockRun, run); err != nil {
+				return err
+			}
+			if err := tx.SetMeta(clockMove, moves); err != nil {
+				return err
+			}
+		}
+		if !trusted {
+			return nil
+		}
+		return tx.SetMeta(clockKey, timeBytes(now))
 	})
 }
 

@@ -159,7 +159,7 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 		return false, next.Sub(now)
 	}
 	interval := c.When.Every
-	if !isLive(c.URL) && (interval == 0 || c.When.Always && interval > rescan) {
+	if isLocal(c.URL) && (interval == 0 || c.When.Always && interval > rescan) {
 		interval = rescan
 	}
 	switch {
@@ -270,7 +270,7 @@ func (b *Bridge) openLink(c *Contact) (transport.Link, error) {
 	if b.opt.Link != nil {
 		return b.opt.Link(c)
 	}
-	carrier, err := transport.Parse(transport.Schemes(), c.URL)
+	carrier, err := transport.Parse(b.opt.Schemes, c.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -352,29 +352,39 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 			b.heard[c.Node] = now
 		}
 		switch {
-		case stuck && isLive(c.URL):
-			s.next = now.Add(limits.RetryMin)
-		case stuck:
+		case stuck && isLocal(c.URL):
 			s.next = now.Add(rescan)
+		case stuck:
+			s.next = now.Add(limits.RetryMin)
 		case st.PacketsIn+st.PacketsOut == 0 && !late:
 			s.next = now.Add(idlePause)
 		case late && isLive(c.URL):
 			s.left = true // it goes at once
 		}
 	case ctx.Err() != nil:
-	case errors.Is(err, transport.ErrAbsent) && !isLive(c.URL):
+	case errors.Is(err, transport.ErrAbsent) && isLocal(c.URL):
 		s.err, s.absent, s.next = err.Error(), true, now.Add(rescan)
 	default:
-		if s.err != err.Error() {
-			b.log.Warn("contact failed", "node", c.NodeName, "carrier", PublicURL(c.URL), "err", esc(err.Error()))
+		text := withAdvice(err)
+		if s.err != text {
+			b.log.Warn("contact failed", "node", c.NodeName, "carrier", PublicURL(c.URL), "err", esc(text))
 		}
-		s.err, s.left = err.Error(), s.left || isLive(c.URL) && (late || stuck)
+		s.err, s.left = text, s.left || isLive(c.URL) && (late || stuck)
 		if s.backoff = min(max(2*s.backoff, limits.RetryMin), limits.RetryMax); st.PacketsIn+st.PacketsOut > 0 {
 			s.backoff = idlePause // a line that breaks, but carries
 		}
 		s.next = now.Add(s.backoff)
 	}
 	return st, envelopes, err
+}
+
+// withAdvice is an error as a person reads it in status and log: with what would help, if a carrier knows that.
+func withAdvice(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return err.Error() + " (" + h.Hint() + ")"
+	}
+	return err.Error()
 }
 
 // SyncResult is how one contact of Sync went.

@@ -76,6 +76,9 @@ func isOneWay(carrier string) bool {
 	return false
 }
 
+// isLocal reports whether a carrier is a folder of this machine, which costs nothing to look at.
+func isLocal(carrier string) bool { return strings.HasPrefix(carrier, "dir:") }
+
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
 	d := &desk{b: b, node: c.Node, carrier: PublicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
@@ -236,7 +239,7 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	if err != nil || len(leased) == 0 {
 		return false, err
 	}
-	l := &load{}
+	l := b.newLoad()
 	class := uint8(255)
 	var refs []spool.Ref
 	var size int64
@@ -337,7 +340,11 @@ func (d *desk) packTransit(item *spool.Item, ref spool.Ref) error {
 	b := d.b
 	id := item.Env.ID
 	x := &sealed{}
-	h := seal.Hop{Dest: item.Transit.Dest, Expiry: item.Env.Expires.Add(-14 * 24 * time.Hour), Class: item.Transit.Class, HopLimit: item.Transit.HopsLeft}
+	h := seal.Hop{Dest: item.Transit.Dest, Expiry: item.Env.Expires.Add(-transitGrace), Class: item.Transit.Class, HopLimit: item.Transit.HopsLeft,
+		Left: item.Transit.Left}
+	if h.Left != seal.LeftMax {
+		h.Left = seal.LeftOf(time.Duration(h.Left)*seal.LeftUnit - b.now().Sub(item.Entered))
+	}
 	stream := func(w io.Writer) error { return b.copyBody(w, id) }
 	box, sent, err := b.hopBox(d.node, h, stream, x)
 	if err != nil {
@@ -486,7 +493,8 @@ func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 
 // Greeting is this side's first word on a stream (transport.Greeter).
 func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
-	l := &load{expiry: d.b.now().Add(24 * time.Hour), anew: d.b.unheard(d.contact)}
+	l := d.b.newLoad()
+	l.expiry, l.anew = l.made.Add(24*time.Hour), d.b.unheard(d.contact)
 	held, err := d.addReceipts(l, d.node)
 	if err != nil {
 		return nil, err
@@ -495,7 +503,7 @@ func (d *desk) Greeting(ctx context.Context) ([]byte, error) {
 	if err == nil && x.packet.Size > transport.MaxGreeting {
 		// a receipt with many gaps: it follows as a packet
 		held = nil
-		x, err = d.b.sealLoad(&load{expiry: l.expiry}, d.node, d.node, 0)
+		x, err = d.b.sealLoad(&load{expiry: l.expiry, made: l.made}, d.node, d.node, 0)
 	}
 	if err != nil {
 		return nil, err

@@ -202,7 +202,7 @@ func (b *Bridge) bury(id envelope.ID) {
 
 // expiredNow reports whether an item has outlived its time, and as what it ends. Nothing expires on a suspect clock.
 func (b *Bridge) expiredNow(item *spool.Item) (envelope.Status, bool) {
-	if b.clock.suspect() || item.Env.Expires.IsZero() || b.now().Before(item.Env.Expires) {
+	if end := item.Deadline(); end.IsZero() || b.now().Before(end) || b.clock.suspect() {
 		return envelope.Status{}, false
 	}
 	return envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired"}, true
@@ -219,14 +219,15 @@ func (b *Bridge) expire(id envelope.ID) error {
 		return gone(err)
 	}
 	now := b.now()
-	if item.Env.Expires.IsZero() || now.Before(item.Env.Expires) {
+	end := item.Deadline()
+	if end.IsZero() || now.Before(end) {
 		return nil
 	}
 	var errs []error
 	for k := range item.Legs {
 		leg := &item.Legs[k]
 		ref := spool.Ref{ID: id, Leg: k}
-		until := item.Env.Expires.Add(b.grace(leg))
+		until := end.Add(b.grace(leg))
 		switch leg.State {
 		case spool.Done:
 		case spool.Sealed, spool.Travelling, spool.Arrived:
@@ -354,7 +355,7 @@ func (b *Bridge) quarantineItem(id envelope.ID, why string) error {
 		}
 		if _, out := leg.Dest.Node(); out && leg.Carrier != "" && !item.Env.Expires.IsZero() {
 			// what went before the damage may have arrived: it is not called lost
-			errs = append(errs, b.await(ref, item.Env.Expires.Add(b.grace(leg))))
+			errs = append(errs, b.await(ref, item.Deadline().Add(b.grace(leg))))
 			continue
 		}
 		errs = append(errs, b.endAny(item, ref, leg,

@@ -192,7 +192,9 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 		}
 		if !made.IsZero() {
 			b.lookTwice(in.marks[n-1], made)
-			b.clock.peerTime(in.peer.Text(), made, now)
+		}
+		if !in.made.IsZero() && in.guest == nil {
+			b.clock.peerTime(in.peer.Text(), in.made, now)
 		}
 	}
 	b.kickContacts()

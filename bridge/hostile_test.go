@@ -52,6 +52,9 @@ func (n *node) forgeHop(to *node, h seal.Hop, payload []byte) []byte {
 		n.t.Fatal(err)
 	}
 	h.Type = seal.PayloadBundle
+	if h.Left == 0 {
+		h.Left = seal.LeftMax
+	}
 	box, err := x.ses.keys.SealHop(x.seq, x.salt, x.offer, h)
 	if err != nil {
 		n.t.Fatal(err)
@@ -74,7 +77,8 @@ func (n *node) mustRefuse(prev *node, what string, data []byte) {
 
 // head is the beginning of a bundle's content.
 func head(expires time.Time) []byte {
-	return binary.BigEndian.AppendUint32([]byte{2}, uint32(expires.Unix()))
+	b := binary.BigEndian.AppendUint32([]byte{2}, uint32(expires.Unix()))
+	return binary.BigEndian.AppendUint32(b, uint32(labStart.Unix()))
 }
 
 // allocated runs f and returns how many bytes it has allocated in all.

@@ -31,7 +31,7 @@ func (b *Bridge) refuseMail(e *envelope.Envelope) (envelope.Status, bool) {
 		return no(552, "5.3.4", fmt.Sprintf("message of %d bytes is above the limit of %d", e.Size, p.Limits.MessageSize))
 	case e.Hops > p.Limits.Hops:
 		return no(554, "5.4.6", fmt.Sprintf("mail loop: passed more than %d nodes", p.Limits.Hops))
-	case !b.clock.suspect() && now.After(e.Expires):
+	case !b.clock.suspect() && (now.After(e.Expires) || e.Age >= e.Expires.Sub(e.Created)):
 		return no(554, "5.4.7", "delivery time expired before it arrived")
 	case e.Expires.After(now.Add(10*365*24*time.Hour)) && !b.clock.suspect():
 		return no(554, "5.7.1", "lifetime is longer than ten years")
@@ -74,6 +74,10 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 		if err != nil && strings.HasSuffix(strings.ToLower(addr), ".mochila") {
 			// names of nodes are local: what a peer calls us ends here as our own name
 			d, err = p.Routes.Lookup(e.Mail.Sender, localPart(addr)+"@"+p.Name+".mochila", e.Size)
+		}
+		if node, ok := p.orderNode(addr); ok {
+			// jobs are made by users of this node; a peer makes its own
+			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by mail from another node")
 		}
 		switch {
 		case err != nil:

@@ -90,10 +90,17 @@ func (l *lab) mem(name string) *transporttest.MemFolder {
 // node makes a node of the lab. Its mail system takes everything unless told otherwise.
 func (l *lab) node(name string) *node {
 	l.t.Helper()
-	n := &node{t: l.t, name: name, dir: l.t.TempDir(), now: l.clock, noContacts: true, lab: l}
+	return l.wrongNode(name, 0)
+}
+
+// wrongNode makes a node whose clock is ahead of the right time.
+func (l *lab) wrongNode(name string, ahead time.Duration) *node {
+	l.t.Helper()
+	n := &node{t: l.t, name: name, dir: l.t.TempDir(), noContacts: true, lab: l, skew: ahead}
+	n.now = func() time.Time { return l.clock().Add(n.skew) }
 	n.sink = &sink{refuse: map[string]envelope.Status{}}
 	var err error
-	if n.keys, err = seal.Create(filepath.Join(n.dir, "identity"), seal.Options{Name: name, Now: l.clock(), FS: quickFS{}}); err != nil {
+	if n.keys, err = seal.Create(filepath.Join(n.dir, "identity"), seal.Options{Name: name, Now: n.now(), FS: quickFS{}}); err != nil {
 		l.t.Fatal(err)
 	}
 	n.pol = &Policy{Name: name, Domain: name + ".example"}
@@ -173,7 +180,7 @@ func (l *lab) disk(n *node, free int64) {
 }
 
 func (l *lab) options(n *node, o *Options) {
-	o.Now = l.clock
+	o.Now, o.Boot = n.now, n.up
 	o.Log = slog.New(slog.NewTextHandler(io.MultiWriter(testWriter{l.t}, l.log), &slog.HandlerOptions{Level: l.level()})).With("node", n.name)
 	o.Link = func(c *Contact) (transport.Link, error) {
 		name, ok := strings.CutPrefix(c.URL, "dir:")
@@ -225,8 +232,7 @@ func (l *lab) jump(d time.Duration, nodes ...*node) {
 // tick does what the engine's timer does.
 func (n *node) tick() {
 	now := n.now()
-	n.b.clock.look(now)
-	if err := n.b.clock.store(n.b, now); err != nil {
+	if err := n.b.watchClock(now); err != nil {
 		n.t.Fatal(err)
 	}
 	n.b.hourly(now)

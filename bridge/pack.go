@@ -31,6 +31,7 @@ type record struct {
 // packet is sent a second time without having been kept (its recipe is).
 type load struct {
 	expiry  time.Time
+	made    time.Time // when it is sealed
 	records []record
 	refs    []spool.Ref
 	envs    []*envelope.Envelope
@@ -38,8 +39,17 @@ type load struct {
 	anew    bool // seal it under a session that carries its offer: the peer may have lost the others
 }
 
-// recipeRecord is the field of a recipe that holds one control record.
-const recipeRecord = 4
+// recipeRecord is the field of a recipe that holds one control record; recipeMade says when it was sealed.
+const (
+	recipeRecord = 4
+	recipeMade   = 5
+)
+
+// newLoad begins a load that is sealed now.
+func (b *Bridge) newLoad() *load { return &load{made: b.now().Round(0).Truncate(time.Millisecond)} }
+
+// header is the header of the bundle.
+func (l *load) header() bundle.Header { return bundle.Header{Expires: l.expiry, Made: l.made} }
 
 // recipe is what a load needs besides its legs, as spool.Sent.Recipe keeps it.
 func (l *load) recipe(offer bool) []byte {
@@ -50,6 +60,7 @@ func (l *load) recipe(offer bool) []byte {
 	for _, r := range l.records {
 		e.Item(recipeRecord, append([]byte{byte(r.t)}, r.body...))
 	}
+	e.Time(recipeMade, l.made)
 	return e.B
 }
 
@@ -71,6 +82,8 @@ func (b *Bridge) reload(s *spool.Sent) (l *load, offer bool, err error) {
 			if v := d.List(); len(v) > 0 {
 				l.records = append(l.records, record{envelope.RecordType(v[0]), slices.Clone(v[1:])})
 			}
+		case recipeMade:
+			l.made = d.Time()
 		default:
 			d.Unknown()
 		}
@@ -101,17 +114,19 @@ var errGone = errors.New("what the packet carried has gone on")
 
 func (l *load) add(item *spool.Item, ref spool.Ref) {
 	l.refs = append(l.refs, ref)
-	l.envs = append(l.envs, onWire(item, ref.Leg))
+	l.envs = append(l.envs, onWire(item, ref.Leg, l.made))
 	l.trusts = append(l.trusts, item.Trust)
 	if l.expiry.Before(item.Env.Expires) {
 		l.expiry = item.Env.Expires
 	}
 }
 
-// onWire is the envelope as one leg carries it: only that leg's recipients, one hop more.
-func onWire(item *spool.Item, leg int) *envelope.Envelope {
+// onWire is the envelope as one leg carries it when it is sealed: only that leg's recipients, one hop more, and as old as
+// it is.
+func onWire(item *spool.Item, leg int, made time.Time) *envelope.Envelope {
 	e := *item.Env
 	e.Hops++
+	e.Age = max(e.Age+made.Sub(item.Entered), 0).Truncate(time.Second)
 	rcpts := item.Legs[leg].Rcpts
 	if e.Mail != nil && len(rcpts) != len(e.Mail.Recipients) {
 		m := *e.Mail
@@ -134,7 +149,7 @@ func (l *load) size() (n int64) {
 
 // write writes the content of the bundle.
 func (b *Bridge) write(w io.Writer, l *load) error {
-	bw := b.codec.NewWriter(w, bundle.Header{Expires: l.expiry}, bundle.Options{})
+	bw := b.codec.NewWriter(w, l.header(), bundle.Options{})
 	if len(l.records) > 0 {
 		if err := bw.Frame("control"); err != nil {
 			return err
@@ -233,7 +248,7 @@ func (b *Bridge) sealLoad(l *load, dest, next envelope.NodeID, class uint8) (*se
 		s.Packet, s.Size = out.packet.ID, out.packet.Size
 		return out, nil
 	}
-	h := seal.Hop{Dest: dest.Label(), Expiry: l.expiry, Class: class, HopLimit: uint8(b.Policy().Limits.Hops)}
+	h := seal.Hop{Dest: dest.Label(), Expiry: l.expiry, Class: class, HopLimit: uint8(b.Policy().Limits.Hops), Left: seal.LeftOf(l.header().Life())}
 	box, sent, err := b.hopBox(next, h, stream, out)
 	if err != nil {
 		return nil, err
@@ -279,6 +294,7 @@ func hopRecipe(offer bool, h seal.Hop) []byte {
 	e.Bytes(6, h.PayloadHash[:])
 	e.Uint(7, uint64(h.Class))
 	e.Uint(8, uint64(h.HopLimit))
+	e.Uint(9, uint64(h.Left))
 	return e.B
 }
 
@@ -301,6 +317,8 @@ func parseHopRecipe(v []byte) (offer bool, h seal.Hop, err error) {
 			h.Class = uint8(d.Max(255))
 		case 8:
 			h.HopLimit = uint8(d.Max(255))
+		case 9:
+			h.Left = uint16(d.Max(seal.LeftMax))
 		default:
 			d.Unknown()
 		}

@@ -260,7 +260,7 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 	leg.State = next
 	switch next {
 	case spool.Arrived:
-		leg.At = item.Env.Expires.Add(b.grace(leg))
+		leg.At = item.Deadline().Add(b.grace(leg))
 		leg.Attempts = 0
 	case spool.Travelling:
 		leg.At = now.Add(b.journey(leg)) // what is usual with the next hop says nothing of the way behind it

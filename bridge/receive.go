@@ -66,7 +66,10 @@ type incoming struct {
 	box      *payload // what a hop box for this node speaks of
 	guest    *session // the sender is not a peer: only an invitation lets it in
 	proof    []byte
-	mails    bool // some mail was entered
+	mails    bool          // some mail was entered
+	made     time.Time     // when the bundle was sealed, by the clock of its origin
+	left     uint16        // what the hop box of this node says of its life
+	relayed  time.Duration // how long relays had it, at least
 }
 
 // Read hashes what is read, so that a refusal can name the packet.
@@ -250,7 +253,7 @@ func (in *incoming) hop(ctx context.Context, r io.Reader, h seal.Header, m mark)
 	in.marks = append(in.marks, m)
 	pr := &payload{r: io.LimitReader(r, hop.Length), rest: r, left: hop.Length, want: hop.PayloadHash, h: sha256.New()}
 	if hop.Dest == b.ID().Label() {
-		in.box = pr
+		in.box, in.left = pr, hop.Left
 		return in.item(ctx, pr, true)
 	}
 	return in.transit(ctx, pr, hop)
@@ -314,7 +317,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 		return bad(envelope.ReasonUnknown, fmt.Errorf("no path to the node with label %s", hop.Dest))
 	case hop.HopLimit <= 1:
 		return bad(envelope.ReasonPolicy, errors.New("the packet has passed too many nodes"))
-	case !b.clock.suspect() && now.After(hop.Expiry):
+	case !b.clock.suspect() && (now.After(hop.Expiry) || hop.Left == 0):
 		return bad(envelope.ReasonExpired, errors.New("expired on the way"))
 	case b.spool.Full():
 		return spool.ErrFull
@@ -333,9 +336,12 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 	}
 	env := &envelope.Envelope{ID: envelope.NewID(now), Origin: b.ID(), Kind: envelope.KindTransit, Created: now,
 		Expires: hop.Expiry.Add(transitGrace), Size: body.Size(), Sum: body.Sum(), Priority: 9 - int(min(hop.Class, 18))}
+	if hop.Left != seal.LeftMax { // so that it ages from now on whatever this node's clock says
+		env.Created = env.Expires.Add(-transitGrace - time.Duration(hop.Left)*seal.LeftUnit)
+	}
 	item := &spool.Item{Env: env, Trust: "peer:" + in.prev.Label().String(), Entered: now,
 		Legs:    []spool.Leg{{Dest: spool.NodeDest(next.ID), State: spool.Due}},
-		Transit: &spool.Transit{Dest: hop.Dest, Class: hop.Class, HopsLeft: hop.HopLimit - 1, From: in.prev}}
+		Transit: &spool.Transit{Dest: hop.Dest, Class: hop.Class, HopsLeft: hop.HopLimit - 1, From: in.prev, Left: hop.Left}}
 	in.adds = append(in.adds, &addition{item: item, body: body})
 	return in.enter(ctx)
 }
@@ -346,6 +352,14 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 	limit := b.Policy().Limits.MessageSize
 	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
 	defer rd.Close()
+	head, err := rd.Header()
+	if err != nil {
+		return classify(err)
+	}
+	in.made = head.Made
+	if whole := seal.LeftOf(head.Life()); in.box != nil && in.left < whole && whole < seal.LeftMax {
+		in.relayed = time.Duration(whole-in.left) * seal.LeftUnit
+	}
 	for n := 0; ; n++ {
 		rec, err := rd.Next()
 		if err == io.EOF {
@@ -374,7 +388,7 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 	}
 	m.owe = in.count > 0
 	in.marks = append(in.marks, m)
-	err := in.enter(ctx)
+	err = in.enter(ctx)
 	if errors.Is(err, spool.ErrFull) {
 		in.noRoom = err
 		return in.onlyReceipts(ctx)
@@ -456,6 +470,7 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 	b := in.b
 	e := rec.Envelope
 	e.Origin = in.peer
+	e.Age = min(e.Age+in.relayed, envelope.MaxAge)
 	switch e.Kind {
 	case envelope.KindReport:
 		if _, err := io.Copy(io.Discard, rec.Content); err != nil {

@@ -25,9 +25,8 @@ func (b *Bridge) runTimers(ctx context.Context) {
 		now := b.now()
 		if now.Sub(minute) >= time.Minute || now.Before(minute) {
 			minute = now
-			b.clock.look(now)
-			if err := b.clock.store(b, now); err != nil {
-				b.log.Error("store the time", "err", err)
+			if err := b.watchClock(now); err != nil {
+				b.log.Error("look at the clock", "err", err)
 				if errors.Is(err, spool.ErrBroken) {
 					b.fail(err)
 				}

@@ -108,19 +108,13 @@ func (c *conn) command(line []byte) {
 		c.junk++
 		c.reply(250, "2.0.0", "Ok")
 	case verbVrfy:
-		c.junk++
-		if args == "" {
-			c.fail(501, "5.5.4", "VRFY needs an address")
-			return
-		}
-		c.reply(252, "2.0.0", "cannot verify, send mail and see")
+		c.vrfy(args)
 	case verbHelp:
-		c.junk++
-		c.reply(214, "2.0.0", "see RFC 5321, and docs/smtp.md of mochila")
+		c.help()
 	case verbExpn:
 		c.fail(502, "5.5.1", "EXPN is not offered")
 	case verbAuth:
-		c.fail(502, "5.5.1", "AUTH is not offered")
+		c.auth(args)
 	case verbBdat:
 		// The chunk is on its way; nobody here counts its bytes, so nothing after it can be read as a command.
 		c.reply(502, "5.5.1", "CHUNKING is not offered, closing")
@@ -180,14 +174,18 @@ func (c *conn) capabilities(now time.Time) []string {
 	if c.trusted {
 		caps = append(caps, "XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE")
 	}
-	if c.peer.TLS != "" {
+	if c.offersAuth() {
+		caps = append(caps, "AUTH "+mechanisms)
+	}
+	if c.peer.TLS != "" && c.srv.RequireTLS {
 		caps = append(caps, "REQUIRETLS")
 	}
 	caps = append(caps, "MT-PRIORITY", "DELIVERBY")
-	if _, ok := c.srv.Acceptor.(Turner); ok && c.trusted {
+	if _, ok := c.srv.Acceptor.(Turner); ok && c.mayRelay() {
 		caps = append(caps, "ETRN")
 	}
-	caps = append(caps, "FUTURERELEASE "+strconv.FormatInt(int64(c.lim.Hold/time.Second), 10)+" "+now.Add(c.lim.Hold).UTC().Format(time.RFC3339))
+	caps = append(caps, "FUTURERELEASE "+strconv.FormatInt(int64(c.lim.Hold/time.Second), 10)+" "+now.Add(c.lim.Hold).UTC().Format(time.RFC3339),
+		"LIMITS RCPTMAX="+strconv.Itoa(c.lim.Recipients)) // RFC 9422
 	if !c.srv.LMTP {
 		return caps
 	}
@@ -218,30 +216,76 @@ func (c *conn) startTLS(args string) {
 	case c.peer.TLS != "":
 		c.fail(503, "5.5.1", "TLS is on already")
 		return
+	case c.r < c.w:
+		c.srv.log.Warn("improper command pipelining after STARTTLS from " + c.who() + ": " + printable(string(c.buf[c.r:c.w]), 100))
+		c.fail(501, "5.5.2", "nothing may follow STARTTLS, closing")
+		c.closing, c.linger = true, true
+		return
 	}
 	c.reply(220, "2.0.0", "Ready to start TLS")
 	if c.flush() != nil {
 		c.closing = true
 		return
 	}
-	c.r, c.w = 0, 0
 	t := tls.Server(c.nc, c.srv.TLS)
-	c.mu.Lock()
-	c.nc = t
-	c.mu.Unlock()
+	c.replaceConn(t)
 	if !c.handshake(t) {
 		c.closing = true
 		return
 	}
 	c.reset()
-	c.helo, c.esmtp = "", false
+	c.helo, c.esmtp, c.account = "", false, nil
+}
+
+// vrfy is VRFY. Whoever may send to anybody learns whether this node knows a way to an address; others learn nothing.
+func (c *conn) vrfy(args string) {
+	c.junk++
+	addr, rest, err := parsePath(args)
+	switch {
+	case args == "":
+		c.fail(501, "5.5.4", "VRFY needs an address")
+		return
+	case !c.mayRelay() || !c.srv.Verify:
+		c.reply(252, "2.0.0", "cannot verify, send mail and see")
+		return
+	case err != nil || rest != "" || addr == "":
+		c.fail(501, "5.1.3", "bad address syntax")
+		return
+	}
+	if err := c.srv.Acceptor.Rcpt(c.ctx, &envelope.Mail{Client: c.client()}, &envelope.Recipient{Addr: addr}); err != nil {
+		c.replyStatus(c.refusal(err))
+		return
+	}
+	c.reply(252, "2.1.5", "mail for <"+addr+"> is taken here")
+}
+
+// help is HELP.
+func (c *conn) help() {
+	c.junk++
+	verbs := "EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP"
+	if c.srv.LMTP {
+		verbs = "LHLO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP"
+	}
+	if c.srv.TLS != nil && c.peer.TLS == "" && c.peer.Addr != "" {
+		verbs += " STARTTLS"
+	}
+	if c.offersAuth() {
+		verbs += " AUTH"
+	}
+	if c.trusted {
+		verbs += " XFORWARD"
+	}
+	if _, ok := c.srv.Acceptor.(Turner); ok && c.mayRelay() {
+		verbs += " ETRN"
+	}
+	c.lines(214, "2.0.0 mochila knows:", "2.0.0 "+verbs, "2.0.0 see RFC 5321, and docs/smtp.md of mochila")
 }
 
 // etrn is RFC 1985.
 func (c *conn) etrn(args string) {
 	t, ok := c.srv.Acceptor.(Turner)
 	switch {
-	case !ok || !c.trusted:
+	case !ok || !c.mayRelay():
 		c.fail(502, "5.5.1", "ETRN is not offered")
 	case c.helo == "" || c.mail != nil:
 		c.fail(503, "5.5.1", "not now")
@@ -269,6 +313,9 @@ func (c *conn) proto() string {
 	if c.peer.TLS != "" && p != "SMTP" {
 		p += "S"
 	}
+	if c.account != nil && p != "SMTP" {
+		p += "A"
+	}
 	return p
 }
 
@@ -277,6 +324,9 @@ func (c *conn) client() envelope.Client {
 	if c.forward != nil {
 		f := *c.forward
 		f.TLS = c.peer.TLS
+		if c.account != nil {
+			f.User = c.account.Name
+		}
 		if f.Proto == "" {
 			f.Proto = c.proto()
 		}
@@ -284,5 +334,8 @@ func (c *conn) client() envelope.Client {
 	}
 	p := c.peer
 	p.Proto, p.Helo = c.proto(), c.helo
+	if c.account != nil {
+		p.User = c.account.Name
+	}
 	return p
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -22,7 +23,12 @@ type conn struct {
 	lim     *Limits
 	ctx     context.Context
 	cancel  context.CancelFunc
+	key     netip.Prefix    // as which client the gate counts it
+	entered bool            // the gate counts it
+	counted bool            // as trusted
 	trusted bool            // inside RelayFrom or on a unix socket
+	local   bool            // on this machine: no network is in between
+	proxied bool            // a proxy is connected that will tell the client's address
 	peer    envelope.Client // who is connected
 	opened  time.Time
 
@@ -32,6 +38,9 @@ type conn struct {
 
 	helo    string
 	esmtp   bool
+	account *Account         // who has logged in
+	method  string           // and how
+	denials int              // wrong passwords
 	forward *envelope.Client // what XFORWARD said for the next mail
 	mail    *envelope.Mail   // from MAIL on; nil outside a transaction
 	size    int64            // SIZE= of mail
@@ -42,6 +51,7 @@ type conn struct {
 	wary    bool // DATA was refused; a client that did not notice sends the message now
 
 	errors, junk, commands int // since the last mail
+	slowed                 int // errors that the client has waited for
 
 	tally [numVerbs]struct{ all, good int }
 	verb  verb // the command that is being answered
@@ -51,6 +61,7 @@ type conn struct {
 	nc       net.Conn // replaced by STARTTLS
 	busy     bool     // between 354 and the end of data
 	draining bool
+	wake     chan struct{} // closed when draining begins
 }
 
 var (
@@ -63,7 +74,7 @@ var (
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 func newConn(ctx context.Context, s *Server, nc net.Conn, peer envelope.Client, trusted bool) *conn {
-	c := &conn{srv: s, lim: &s.lim, nc: nc, peer: peer, trusted: trusted, opened: time.Now()}
+	c := &conn{srv: s, lim: &s.lim, nc: nc, peer: peer, trusted: trusted, local: peer.Addr == "", opened: time.Now(), wake: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	return c
 }
@@ -77,7 +88,13 @@ func (c *conn) serve() {
 		c.nc.Close()
 		buffers.Put(array)
 	}()
+	if c.proxied && !c.meet() {
+		return
+	}
 	c.srv.log.Info("connect from " + c.who())
+	if c.srv.ImplicitTLS {
+		c.replaceConn(tls.Server(c.nc, c.srv.TLS))
+	}
 	if t, ok := c.nc.(*tls.Conn); ok {
 		if !c.handshake(t) {
 			return
@@ -117,9 +134,36 @@ func (c *conn) police() {
 	case c.commands > c.lim.Commands:
 		c.reply(421, "4.7.0", "too many commands")
 	default:
+		if c.errors > c.slowed && !c.mayRelay() {
+			c.slowed = c.errors
+			c.pause(min(time.Duration(c.errors-c.lim.FreeErrors), maxPauses) * c.lim.ErrorPause)
+		}
 		return
 	}
 	c.closing, c.linger = true, true
+}
+
+// maxPauses is how many ErrorPauses an error costs at most.
+const maxPauses = 10
+
+// pause keeps the client waiting for its reply; it costs this node a sleeping goroutine. Shutdown ends it.
+func (c *conn) pause(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.wake:
+	}
+}
+
+// replaceConn puts TLS in place of the connection under it.
+func (c *conn) replaceConn(nc net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nc = nc
 }
 
 // hangUp ends the dialog after a failed read.
@@ -252,6 +296,9 @@ func (c *conn) setBusy(busy bool) bool {
 func (c *conn) drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.draining {
+		close(c.wake)
+	}
 	c.draining = true
 	if !c.busy {
 		c.nc.SetReadDeadline(time.Unix(1, 0))
@@ -262,6 +309,9 @@ func (c *conn) drain() {
 func (c *conn) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.draining {
+		close(c.wake)
+	}
 	c.draining = true
 	c.cancel()
 	c.nc.Close()

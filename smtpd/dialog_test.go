@@ -2,6 +2,8 @@ package smtpd
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +28,7 @@ import (
 //	>> TEXT           send TEXT alone
 //	>*N TEXT          send TEXT N times, without CRLF
 //	< TEXT            expect this reply line; "*" stands for anything
+//	<*                expect a reply of any number of lines
 //	wait 5m           let time pass
 //	close             the client closes its connection
 //	shutdown          the server begins to shut down
@@ -69,6 +72,7 @@ type dialog struct {
 	acceptor *memory
 	log      *logLines
 	remote   net.Addr
+	ehlo     bool
 	client   net.Conn
 	pending  []byte
 	mails    int
@@ -102,6 +106,9 @@ func runDialog(t *testing.T, text string, bytewise bool) {
 	ln.conns <- &addrConn{far, d.remote}
 	go d.read()
 	var last *stored
+	if d.ehlo {
+		steps = append([]string{"0 < 220 *", "0 > EHLO c", "0 <*"}, steps...)
+	}
 	for _, step := range steps {
 		number, line, _ := strings.Cut(step, " ")
 		d.step(number, line, &last)
@@ -136,6 +143,31 @@ func (d *dialog) set(s string) {
 	case "whole":
 	case "lmtp":
 		d.server.LMTP = true
+	case "ehlo":
+		d.ehlo = value != "no"
+	case "accounts":
+		d.server.Accounts = testAccounts{}
+	case "auth-clear":
+		d.server.AuthWithoutTLS = true
+	case "tls":
+		d.server.TLS = &tls.Config{}
+	case "requiretls":
+		d.server.RequireTLS = true
+	case "vrfy":
+		d.server.Verify = true
+	case "relay":
+		d.server.RelayFrom = nil
+		if value != "no" {
+			d.server.RelayFrom = []netip.Prefix{netip.MustParsePrefix(value)}
+		}
+	case "proxy":
+		d.server.ProxyFrom = []netip.Prefix{netip.MustParsePrefix(value)}
+	case "rate":
+		d.server.Limits.MailRate = n
+	case "wrong":
+		d.server.Limits.AuthFailures = n
+	case "free":
+		d.server.Limits.FreeErrors = n
 	case "normalize":
 		d.server.Normalize = true
 	case "host":
@@ -192,6 +224,15 @@ func (d *dialog) step(number, line string, last **stored) {
 			d.t.Fatalf("line %s: got reply %q, want %q (log: %q)", number, d.got, raw, d.log.lines())
 		}
 		d.got = []byte(rest)
+	case "<*":
+		for more := true; more; {
+			got, rest, ok := strings.Cut(string(d.got), "\r\n")
+			if !ok {
+				d.t.Fatalf("line %s: got %q, want a whole reply (log: %q)", number, d.got, d.log.lines())
+			}
+			more = len(got) > 3 && got[3] == '-'
+			d.got = []byte(rest)
+		}
 	case "eof":
 		if len(d.got) > 0 || !d.closed {
 			d.t.Fatalf("line %s: closed=%v after reply %q, want end of connection", number, d.closed, d.got)
@@ -361,6 +402,7 @@ func render(m *envelope.Mail) string {
 	}
 	c := m.Client
 	add("proto", c.Proto)
+	add("user", c.User)
 	add("name", c.Name)
 	add("addr", c.Addr)
 	add("port", c.Port)
@@ -387,6 +429,30 @@ func renderAll(mails []stored) string {
 	}
 	return b.String()
 }
+
+// testAccounts knows ana, who may use any sender, and ben, who may use ben@x.example; their password is "open sesame".
+type testAccounts struct{}
+
+func (testAccounts) Ready() bool { return true }
+
+func (testAccounts) Login(_ context.Context, name, password string) (*Account, error) {
+	switch {
+	case name == "broken":
+		return nil, errors.New("open /var/secret: permission denied")
+	case name == "ana" && password == "open sesame":
+		return &Account{Name: "ana"}, nil
+	case name == "ben" && password == "open sesame":
+		return &Account{Name: "ben", MaySend: func(sender string) bool { return sender == "ben@x.example" }}, nil
+	}
+	return nil, ErrCredentials
+}
+
+func (testAccounts) Exchange() Exchange { return noExchange{} }
+
+// noExchange denies everything: internal/account tests SCRAM.
+type noExchange struct{}
+
+func (noExchange) Step(string) (string, *Account, error) { return "", nil, ErrCredentials }
 
 // pipeListener hands out connections made by the test.
 type pipeListener struct {

@@ -7,6 +7,13 @@ type Limits struct {
 	Conns          int           // connections at the same time: 256; clients outside RelayFrom get at most 3/4 of them
 	ConnsPerClient int           // of one client (IPv4 address, IPv6 /64) outside RelayFrom: 32
 	ConnRate       int           // new connections within a minute of one client outside RelayFrom: 120
+	MailRate       int           // mails that one client outside RelayFrom, or one account, may begin within a minute: 300
+	AuthFailures   int           // wrong passwords from one client within an hour, after which AUTH gets 421: 30
+	Denials        int           // wrong passwords in one connection, after which it ends: 3
+	AuthPause      time.Duration // that the first wrong password of a connection costs, the second twice: 1 second
+	FreeErrors     int           // errors that cost a client outside RelayFrom no time: 3
+	ErrorPause     time.Duration // that the next one costs, the one after it twice, up to ten times: 1 second
+	ProxyTimeout   time.Duration // for a proxy to tell who the client is: 10 seconds
 	Recipients     int           // of one mail: 1000
 	MessageSize    int64         // bytes of one mail after dots are unstuffed: 50 MiB
 	Received       int           // Received lines in the header before a mail counts as looping: 50
@@ -44,6 +51,13 @@ func (l Limits) filled() Limits {
 	l.Conns = orDefault(l.Conns, 256)
 	l.ConnsPerClient = orDefault(l.ConnsPerClient, 32)
 	l.ConnRate = orDefault(l.ConnRate, 120)
+	l.MailRate = orDefault(l.MailRate, 300)
+	l.AuthFailures = orDefault(l.AuthFailures, 30)
+	l.Denials = orDefault(l.Denials, 3)
+	l.AuthPause = orDefault(l.AuthPause, time.Second)
+	l.FreeErrors = orDefault(l.FreeErrors, 3)
+	l.ErrorPause = orDefault(l.ErrorPause, time.Second)
+	l.ProxyTimeout = orDefault(l.ProxyTimeout, 10*time.Second)
 	l.Recipients = orDefault(l.Recipients, 1000)
 	l.MessageSize = orDefault(l.MessageSize, 50<<20)
 	l.Received = orDefault(l.Received, 50)

@@ -17,6 +17,9 @@ func (c *conn) mailFrom(args string, now time.Time) {
 	case c.mail != nil:
 		c.fail(503, "5.5.1", "nested MAIL command")
 		return
+	case !c.mayRelay() && c.srv.OpenTo == nil:
+		c.fail(530, "5.7.0", "log in first")
+		return
 	}
 	path, ok := cutWord(args, "FROM")
 	if !ok {
@@ -38,10 +41,18 @@ func (c *conn) mailFrom(args string, now time.Time) {
 		c.wrong("MAIL", st, path)
 		return
 	}
+	if st = c.maySend(addr); st == nil {
+		st = c.srv.gate.mail(now, c)
+	}
+	if st != nil {
+		c.reject("MAIL", st, "")
+		c.failStatus(st)
+		return
+	}
 	if err := c.srv.Acceptor.Mail(c.ctx, m, c.size); err != nil {
 		st := c.refusal(err)
 		c.reject("MAIL", st, "")
-		c.count(st)
+		c.mark(st)
 		c.replyStatus(st)
 		return
 	}
@@ -90,7 +101,7 @@ func (c *conn) rcptTo(args string) {
 		c.refused++
 		st := c.refusal(err)
 		c.reject("RCPT", st, r.Addr)
-		c.count(st)
+		c.mark(st)
 		c.replyStatus(st)
 		return
 	}
@@ -100,18 +111,18 @@ func (c *conn) rcptTo(args string) {
 
 // checkRcpt asks whether this client may send to r, then the Acceptor.
 func (c *conn) checkRcpt(r *envelope.Recipient) error {
-	if !c.trusted && (c.srv.OpenTo == nil || !c.srv.OpenTo(r.Addr)) {
+	if !c.mayRelay() && (c.srv.OpenTo == nil || !c.srv.OpenTo(r.Addr)) {
 		return envelope.NewStatus(550, "5.7.1", "relaying denied")
 	}
 	return c.srv.Acceptor.Rcpt(c.ctx, c.mail, r)
 }
 
-// count makes refusals errors for clients that have no business being refused often; a trusted mail server may
+// mark makes refusals errors for clients that have no business being refused often; a trusted mail server may
 // bring a mail for many recipients that are gone.
-func (c *conn) count(st *envelope.Status) {
-	if !c.trusted && !st.Temporary() {
+func (c *conn) mark(st *envelope.Status) {
+	if !c.mayRelay() && !st.Temporary() {
 		c.errors++
-	} else if !c.trusted {
+	} else if !c.mayRelay() {
 		c.junk++
 	}
 }
@@ -143,7 +154,7 @@ func (c *conn) data(args string) {
 	if err != nil {
 		st := c.refusal(err)
 		c.reject("DATA", st, "")
-		c.count(st)
+		c.mark(st)
 		c.replyStatus(st)
 		c.refuseData()
 		return
@@ -202,7 +213,7 @@ func (c *conn) afterData(replies int, proto, id string, err error) {
 		c.reject("END-OF-MESSAGE", st, "")
 		c.errors++
 	} else {
-		c.errors, c.junk, c.commands = 0, 0, 0
+		c.errors, c.junk, c.commands, c.slowed = 0, 0, 0, 0
 		c.logQueued(proto, id)
 	}
 	c.reset()
@@ -221,6 +232,9 @@ func (c *conn) logQueued(proto, id string) {
 		if f.Name != "" || f.Addr != "" {
 			line += ", orig_client=" + f.Name + "[" + f.Addr + "]"
 		}
+	}
+	if c.account != nil {
+		line += ", sasl_method=" + c.method + ", sasl_username=" + c.account.Name
 	}
 	line += ", proto=" + proto + ", helo=<" + c.helo + ">"
 	c.srv.log.Info(printable(line, 2000))

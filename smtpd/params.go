@@ -99,7 +99,7 @@ func (c *conn) mailParams(m *envelope.Mail, s string, now time.Time) *envelope.S
 			if err != nil || n < -9 || n > 9 {
 				return badParam(p, "not -9 to 9")
 			}
-			if c.trusted {
+			if c.mayRelay() {
 				m.Priority = n
 			} else {
 				m.Priority = min(n, 0)
@@ -111,7 +111,7 @@ func (c *conn) mailParams(m *envelope.Mail, s string, now time.Time) *envelope.S
 			held = true
 			return c.holdParam(m, p, now)
 		case "REQUIRETLS":
-			if m.Client.TLS == "" {
+			if m.Client.TLS == "" || !c.srv.RequireTLS {
 				return unknownParam(p)
 			}
 			if p.has {

@@ -30,8 +30,21 @@ type Server struct {
 	OpenTo func(addr string) bool
 	// Normalize repairs bare LF, bare CR and NUL instead of refusing them (docs/smtp.md).
 	Normalize bool
-	// TLS offers STARTTLS (RFC 3207) on TCP connections when set.
+	// TLS offers STARTTLS (RFC 3207) on TCP connections when set. GetCertificate may change the certificate at any time.
 	TLS *tls.Config
+	// ImplicitTLS begins every connection with a TLS handshake (RFC 8314 section 3.3); TLS must be set.
+	ImplicitTLS bool
+	// RequireTLS offers REQUIRETLS (RFC 8689) under TLS: the node promises what it means for the rest of the way.
+	RequireTLS bool
+	// Accounts offers AUTH when set: under TLS, and to clients on this machine.
+	Accounts Accounts
+	// AuthWithoutTLS offers AUTH to everybody.
+	AuthWithoutTLS bool
+	// Verify answers VRFY of clients that may relay with what RCPT would say.
+	Verify bool
+	// ProxyFrom names the proxies that tell the client's address first, by HAProxy's PROXY protocol, version 1 or 2.
+	// Their connections must begin with it, everybody else's must not.
+	ProxyFrom []netip.Prefix
 	// Log gets one line per event, in the words of Postfix; nil logs nothing.
 	Log *slog.Logger
 
@@ -64,6 +77,7 @@ func (s *Server) init() {
 			s.log = slog.New(slog.DiscardHandler)
 		}
 		s.gate.clients = make(map[netip.Prefix]*visitor)
+		s.gate.accounts = make(map[string]*rate)
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 	})
@@ -161,16 +175,16 @@ func (s *Server) isDraining() bool {
 // admit starts the dialog with a new client, or turns it away.
 func (s *Server) admit(ctx context.Context, nc net.Conn) {
 	peer, addr := peerOf(nc)
-	c := newConn(ctx, s, nc, peer, s.mayRelay(nc, addr))
-	key := visitorKey(addr)
-	why := s.gate.enter(time.Now(), key, c.trusted, &s.lim)
-	if why == nil && !c.trusted && s.OpenTo == nil {
-		why = envelope.NewStatus(554, "5.7.1", "access denied")
-		s.gate.leave(key, c.trusted)
+	c := newConn(ctx, s, nc, peer, false)
+	var why *envelope.Status
+	if c.proxied = addr.IsValid() && inside(s.ProxyFrom, addr); c.proxied {
+		why = c.count(true) // until it has told who the client is
+	} else {
+		why = c.enter(addr, nc.RemoteAddr().Network() == "unix" || inside(s.RelayFrom, addr))
 	}
 	if why != nil {
 		s.log.Warn("NOQUEUE: reject: CONNECT from " + c.who() + ": " + why.String())
-		if _, isTLS := nc.(*tls.Conn); !isTLS { // a handshake would block the listener
+		if _, isTLS := nc.(*tls.Conn); !isTLS && !s.ImplicitTLS { // a handshake would block the listener
 			nc.SetWriteDeadline(time.Now().Add(time.Second))
 			nc.Write(append([]byte(why.String()), '\r', '\n'))
 		}
@@ -179,12 +193,44 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 		return
 	}
 	if !s.register(c) {
-		s.gate.leave(key, c.trusted)
+		c.leave()
 		c.cancel()
 		nc.Close()
 		return
 	}
-	go s.run(c, key)
+	go s.run(c)
+}
+
+// enter counts the client in, with what its address allows. The error is the reply that turns it away; then it is not
+// counted.
+func (c *conn) enter(addr netip.Addr, trusted bool) *envelope.Status {
+	s := c.srv
+	c.trusted = trusted
+	c.local = c.peer.Addr == "" || addr.IsLoopback()
+	c.key = visitorKey(addr)
+	if why := c.count(trusted); why != nil {
+		return why
+	}
+	if c.trusted || s.OpenTo != nil || s.Accounts != nil && (s.TLS != nil || c.local || s.AuthWithoutTLS) && s.Accounts.Ready() {
+		return nil
+	}
+	c.leave()
+	return envelope.NewStatus(554, "5.7.1", "access denied")
+}
+
+// count counts the connection at the gate, or returns the reply that turns it away.
+func (c *conn) count(trusted bool) *envelope.Status {
+	why := c.srv.gate.enter(time.Now(), c.key, trusted, &c.srv.lim)
+	c.counted, c.entered = trusted, why == nil
+	return why
+}
+
+// leave takes the connection off the gate's count.
+func (c *conn) leave() {
+	if c.entered {
+		c.srv.gate.leave(c.key, c.counted)
+		c.entered = false
+	}
 }
 
 // ServeConn holds the dialog on a connection that something else has accepted, such as a sendmail -bs that runs
@@ -193,7 +239,7 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn, peer envelope.Client) {
 	s.init()
 	c := newConn(context.WithoutCancel(ctx), s, nc, peer, true)
-	if st := s.gate.enter(time.Now(), netip.Prefix{}, true, &s.lim); st != nil {
+	if st := c.count(true); st != nil {
 		c.cancel()
 		c.replyStatus(st)
 		c.flush()
@@ -201,21 +247,21 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn, peer envelope.Clien
 		return
 	}
 	if !s.register(c) {
-		s.gate.leave(netip.Prefix{}, true)
+		c.leave()
 		c.cancel()
 		nc.Close()
 		return
 	}
 	stop := context.AfterFunc(ctx, c.drain)
 	defer stop()
-	s.run(c, netip.Prefix{})
+	s.run(c)
 }
 
 // run holds a registered dialog and signs it off.
-func (s *Server) run(c *conn, key netip.Prefix) {
+func (s *Server) run(c *conn) {
 	defer s.wg.Done()
 	c.serve()
-	s.gate.leave(key, c.trusted)
+	c.leave()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
@@ -233,12 +279,9 @@ func (s *Server) register(c *conn) bool {
 	return true
 }
 
-// mayRelay reports whether a client is inside RelayFrom or on a unix socket.
-func (s *Server) mayRelay(nc net.Conn, addr netip.Addr) bool {
-	if nc.RemoteAddr().Network() == "unix" {
-		return true
-	}
-	for _, p := range s.RelayFrom {
+// inside reports whether one of the networks has the address.
+func inside(networks []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range networks {
 		if addr.IsValid() && p.Contains(addr) {
 			return true
 		}

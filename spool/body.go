@@ -149,6 +149,17 @@ func (b *Body) Discard() {
 	b.s.bodies.remove(b.name)
 }
 
+// Open reads the content, after Finish and before it is given to Tx.Add or discarded.
+func (b *Body) Open() (io.ReadSeekCloser, error) {
+	if _, _, err := b.ref(); err != nil {
+		return nil, err
+	}
+	if b.f == nil {
+		return memoryBody{bytes.NewReader(b.buf)}, nil
+	}
+	return b.s.o.FS.Open(b.s.bodyPath(b.name))
+}
+
 // Size is how many bytes were written.
 func (b *Body) Size() int64 { return b.size }
 

@@ -29,6 +29,7 @@ func appendRest(b []byte, it *Item) ([]byte, error) {
 		w.Uint(2, uint64(t.Class))
 		w.Uint(3, uint64(t.HopsLeft))
 		w.Item(4, t.From[:])
+		w.Uint(5, uint64(math.MaxUint16-t.Left))
 		w.End(m)
 	}
 	log := it.Log
@@ -226,6 +227,7 @@ func parseRest(b []byte, it *Item) error {
 }
 
 func takeTransit(b []byte, t *Transit) error {
+	t.Left = math.MaxUint16
 	d := envelope.Dec{B: b}
 	for d.Next() {
 		switch d.Tag {
@@ -237,6 +239,8 @@ func takeTransit(b []byte, t *Transit) error {
 			t.HopsLeft = uint8(d.Max(math.MaxUint8))
 		case 4:
 			d.Fixed(t.From[:])
+		case 5:
+			t.Left = math.MaxUint16 - uint16(d.Max(math.MaxUint16))
 		default:
 			d.Unknown()
 		}

@@ -58,6 +58,7 @@ type Transit struct {
 	Dest            envelope.Label
 	Class, HopsLeft uint8
 	From            envelope.NodeID // the neighbour it came from
+	Left            uint16          // life left when it came, as the hop box told it; 0xffff: not known
 }
 
 // Item is an envelope in the spool with everything that custody knows of it. The spool never changes an Item it has
@@ -84,6 +85,13 @@ type Item struct {
 
 // MaxLegs bounds the legs of one item.
 const MaxLegs = 10000
+
+// Deadline is when the item expires: at Env.Expires, or before, when its age (what Env.Age tells and the time since it
+// entered) reaches the life that its origin gave it. So a node whose clock is behind does not keep it for longer. The
+// zero time stands for never. Whole seconds.
+func (it *Item) Deadline() time.Time {
+	return fromMilli(deadline(it))
+}
 
 // Done reports whether every leg has ended.
 func (it *Item) Done() bool {

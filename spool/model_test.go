@@ -304,7 +304,7 @@ func (m *model) wake() {
 	ms := m.now.UnixMilli()
 	want := map[Ref]bool{}
 	for id, it := range m.items {
-		if at := expiry(it.Env); at != 0 && at <= ms && !it.ExpirySeen {
+		if at := milli(it.Deadline()); at != 0 && at <= ms && !it.ExpirySeen {
 			want[Ref{id, -1}] = true
 		}
 		for i, l := range it.Legs {

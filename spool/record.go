@@ -167,6 +167,17 @@ func expiry(e *envelope.Envelope) int64 {
 	return max(ms/1000, 1) * 1000
 }
 
+// deadline is Item.Deadline in milliseconds.
+func deadline(it *Item) int64 {
+	at := expiry(it.Env)
+	if at == 0 || it.Env.Created.IsZero() || it.Entered.IsZero() {
+		return at
+	}
+	life := it.Env.Expires.Sub(it.Env.Created)
+	aged := milli(it.Entered.Add(life - it.Env.Age))
+	return min(at, max(aged/1000, 1)*1000)
+}
+
 // bodyRef says where the content of an item is.
 type bodyRef struct {
 	flags uint8 // flagInline, flagFile or neither
@@ -201,7 +212,7 @@ func appendRecord(b []byte, it *Item, body bodyRef, dest func(Dest) (uint32, err
 	}
 	b = append(b, recordVersion, flags, class(it.Env), sizeClass(body.size))
 	b = binary.BigEndian.AppendUint64(b, uint64(milli(it.Entered)))
-	b = binary.BigEndian.AppendUint64(b, uint64(expiry(it.Env)))
+	b = binary.BigEndian.AppendUint64(b, uint64(deadline(it)))
 	b = binary.BigEndian.AppendUint64(b, uint64(body.size))
 	if flags&flagFile != 0 {
 		b = append(b, body.file[:]...)

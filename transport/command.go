@@ -173,6 +173,9 @@ func parseSSH(rest string, opts url.Values) (Carrier, error) {
 	if id := take(opts, "identity"); id != "" {
 		argv = append(argv, "-oIdentitiesOnly=yes", "-i", id)
 	}
+	if file := take(opts, "config"); file != "" {
+		argv = append(argv, "-F", file)
+	}
 	remote := "mochila receive --link"
 	if home := take(opts, "home"); home != "" {
 		if strings.ContainsFunc(strings.ReplaceAll(home, "/", ""), bad) {

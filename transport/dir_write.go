@@ -2,9 +2,7 @@ package transport
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +41,7 @@ func (d *Dir) Put(ctx context.Context, dir, name string, size int64, src io.Read
 	if free, err := freeSpace(r); err == nil && free < size+spareRoom {
 		return fmt.Errorf("%s: %d bytes free, %d needed: %w", d.root, free, size, ErrFull)
 	}
-	temp := path.Join(dir, tempName())
+	temp := path.Join(dir, TempName())
 	if err := writeFile(ctx, r, temp, size, src); err != nil {
 		r.Remove(temp)
 		return mediumError(err)
@@ -71,12 +69,6 @@ func isPacketFile(ctx context.Context, r *os.Root, at, name string, size int64) 
 	}
 	_, err = io.Copy(io.Discard, newVerifier(ctx, f, id, size, ErrIncomplete))
 	return err == nil
-}
-
-func tempName() string {
-	var b [12]byte
-	rand.Read(b[:])
-	return tempPrefix + hex.EncodeToString(b[:])
 }
 
 // writeFile writes exactly size bytes to a new file, makes them durable and reads them back.

@@ -143,8 +143,16 @@ func (l *FolderLink) Watch(ctx context.Context) <-chan struct{} {
 func (l *FolderLink) Run(ctx context.Context, st Station) (Stats, error) {
 	l.running.Lock()
 	defer l.running.Unlock()
-	v := &visit{FolderLink: l, st: st, stats: Stats{Began: time.Now()}}
-	lying, err := l.f.List(ctx, l.out) // tells also whether the medium is there
+	v := &visit{FolderLink: l, f: l.f, st: st, stats: Stats{Began: time.Now()}}
+	if s, ok := l.f.(Session); ok {
+		f, end, err := s.Open(ctx)
+		if err != nil {
+			return v.stats, fmt.Errorf("open carrier: %w", err)
+		}
+		defer end()
+		v.f = f
+	}
+	lying, err := v.f.List(ctx, l.out) // tells also whether the medium is there
 	if ctx.Err() != nil || errors.Is(err, ErrAbsent) {
 		return v.stats, fmt.Errorf("open carrier: %w", firstErr(err, ctx.Err()))
 	}
@@ -165,6 +173,7 @@ func (l *FolderLink) Run(ctx context.Context, st Station) (Stats, error) {
 // visit is one Run.
 type visit struct {
 	*FolderLink
+	f     Folder // for this contact
 	st    Station
 	stats Stats
 	err   error // the first
@@ -303,6 +312,8 @@ func (m *mediumReader) Read(b []byte) (int, error) {
 func (v *visit) clean(ctx context.Context, lying []Entry) error {
 	var first error
 	v.mine = make(map[string]bool)
+	sweeper, many := v.f.(Sweeper)
+	var done []string
 	for _, e := range lying {
 		id, err := ParseID(e.Name)
 		if err != nil {
@@ -315,6 +326,10 @@ func (v *visit) clean(ctx context.Context, lying []Entry) error {
 			v.mine[e.Name] = true
 			continue
 		}
+		if many {
+			done = append(done, e.Name)
+			continue
+		}
 		if err := v.f.Remove(ctx, v.out, e.Name); err != nil {
 			if errors.Is(err, ErrAbsent) {
 				return err
@@ -324,6 +339,15 @@ func (v *visit) clean(ctx context.Context, lying []Entry) error {
 			continue
 		}
 		v.stats.Removed++
+	}
+	if len(done) > 0 {
+		if err := sweeper.RemoveAll(ctx, v.out, done); err != nil {
+			for _, name := range done {
+				v.mine[name] = true
+			}
+			done, first = nil, fmt.Errorf("delete finished packets: %w", err)
+		}
+		v.stats.Removed += len(done)
 	}
 	v.stats.Waiting = len(v.mine)
 	return first

@@ -138,7 +138,7 @@ func (j *Jobs) tell(tx *spool.Tx, to envelope.NodeID, id envelope.ID, r *envelop
 func (b *Batch) keep(tx *spool.Tx, env *envelope.Envelope, body *spool.Body) error {
 	item := &spool.Item{Env: env, Trust: "peer:" + env.Origin.Label().String(), Entered: b.j.o.Now(),
 		Legs: []spool.Leg{{Dest: WaitDest(env.Origin), State: spool.Held}}}
-	item.AddLog(item.Entered, "arrived", "from "+b.j.policy().node(env.Origin))
+	item.AddLog(item.Entered, "arrived", "from "+b.j.policy().node(env.Origin)+b.way)
 	if err := tx.Add(item, body); err != nil {
 		return err
 	}

@@ -21,7 +21,11 @@ type Batch struct {
 	used  map[*spool.Body]bool
 	wakes map[chanKey]time.Time
 	after []func()
+	way   string // how the packet came, for people
 }
+
+// From says how the packet came: by which neighbour, over which carrier. It is noted in the life of the jobs in it.
+func (b *Batch) From(way string) { b.way = way }
 
 // note is one log line.
 type note struct {
@@ -134,8 +138,9 @@ func (j *Jobs) kickDependent() {
 	}
 }
 
-// told wakes whoever waits for news of a job.
+// told wakes whoever waits for news of a job, and writes the mail that was asked for.
 func (j *Jobs) told(id envelope.ID) {
+	j.reply(id)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, c := range j.waiters[id] {

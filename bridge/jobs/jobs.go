@@ -63,6 +63,25 @@ type Policy struct {
 	Lifetime time.Duration                        // of jobs and results; 0 means 60 days
 	Parallel int                                  // programs at once; 0 means 8
 	MaxStdin int64                                // bytes, 0 no limit
+	Submit   []Grant                              // who may make jobs here, beside root and the node's user
+}
+
+// Grant allows a local user, or who authenticated by that name, to make jobs; "*" is any node, channel or handler.
+type Grant struct{ User, Node, Channel, Handler string }
+
+// MaySubmit reports whether a user may make a job for a channel of a node, by its local name. A job without handler (nop,
+// barrier) needs a grant for any.
+func (p *Policy) MaySubmit(user, node, channel, handler string) bool {
+	if user == "" {
+		return false
+	}
+	is := func(grant, x string) bool { return grant == "*" || x != "" && grant == x }
+	for _, g := range p.Submit {
+		if g.User == user && is(g.Node, node) && is(g.Channel, channel) && is(g.Handler, handler) {
+			return true
+		}
+	}
+	return false
 }
 
 // handler finds the handler of a job and the grant to use it. The reason says why there is none.
@@ -170,6 +189,8 @@ type Options struct {
 	Suspect         func() bool                           // the clock is not to be trusted
 	Wake            func()                                // there is something to send
 	Patience        time.Duration                         // how long programs may run on when Run ends
+	// Compose makes the mail that tells how a job of this node ended; nil: nobody is told so.
+	Compose func(*Letter) (*spool.Item, *spool.Body, error)
 }
 
 // Jobs is both sides of every channel of one node. Its methods may be called from several goroutines.

@@ -19,6 +19,7 @@ type Request struct {
 	Priority  int
 	Trust     string      // trust class of the submitter
 	Body      *spool.Body // finished; nil is no content
+	Reply     *Reply      // where its outcome goes by mail; nil: nowhere
 }
 
 // Ticket says what became of a request.
@@ -29,7 +30,10 @@ type Ticket struct {
 
 // Enqueue stores jobs and gives them their numbers, all in one transaction: when it returns without error they are
 // durable, and when it fails no number was taken. Jobs of concurrent callers share commits and have consecutive numbers.
-func (j *Jobs) Enqueue(reqs []*Request) ([]Ticket, error) {
+func (j *Jobs) Enqueue(reqs []*Request) ([]Ticket, error) { return j.EnqueueWith(reqs, nil) }
+
+// EnqueueWith is Enqueue with something more in the same commit; the function may run more than once.
+func (j *Jobs) EnqueueWith(reqs []*Request, also func(*spool.Tx) error) ([]Ticket, error) {
 	now := j.o.Now()
 	p := j.policy()
 	tickets := make([]Ticket, len(reqs))
@@ -48,6 +52,9 @@ func (j *Jobs) Enqueue(reqs []*Request) ([]Ticket, error) {
 				return err
 			}
 			tickets[i].Seq = seq
+		}
+		if also != nil {
+			return also(tx)
 		}
 		return nil
 	})
@@ -132,6 +139,11 @@ func (j *Jobs) place(tx *spool.Tx, r *Request, item *spool.Item) (uint64, error)
 	}
 	if err := tx.KV(tabOut).Put(key, own{id: item.Env.ID}.encode()); err != nil {
 		return 0, err
+	}
+	if r.Reply != nil {
+		if err := tx.KV(tabReply).Put(item.Env.ID[:], r.Reply.encode()); err != nil {
+			return 0, err
+		}
 	}
 	c.waiting++
 	return job.Seq, putOut(tx, k, c)
@@ -228,8 +240,11 @@ func (b *Batch) TakeResult(tx *spool.Tx, env *envelope.Envelope, body *spool.Bod
 	if err := putOutcome(tx, tabDone, id, n); err != nil {
 		return err
 	}
+	if err := oweReply(tx, id); err != nil {
+		return err
+	}
 	if live && !r.Held {
-		if err := j.endOwn(tx, k, c, key, o, r.State.String()+" at "+j.policy().node(env.Origin)); err != nil {
+		if err := j.endOwn(tx, k, c, key, o, r.State.String()+" at "+j.policy().node(env.Origin)+b.way); err != nil {
 			return err
 		}
 	}
@@ -354,6 +369,9 @@ func (j *Jobs) ownOutcome(tx *spool.Tx, item *spool.Item, peer envelope.NodeID, 
 		// what the destination said is worth more than that nothing followed
 		old.res.Held, old.res.Reason = false, envelope.OneLine(old.res.Reason+"; "+why, envelope.MaxReason)
 		o = old
+	}
+	if err := oweReply(tx, item.Env.ID); err != nil {
+		return err
 	}
 	return putOutcome(tx, tabDone, item.Env.ID, o)
 }

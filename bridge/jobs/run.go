@@ -26,6 +26,7 @@ func (j *Jobs) Run(ctx context.Context) {
 	j.ctx = programs
 	j.mu.Unlock()
 	j.kickAll()
+	j.replyAll()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for ctx.Err() == nil {

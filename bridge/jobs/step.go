@@ -243,14 +243,14 @@ func (j *Jobs) judge(tx *spool.Tx, c *inChan, r *run, p *Policy, now time.Time) 
 		return verdict{wait: true}, nil
 	}
 	r.item = item
-	env, job := item.Env, item.Env.Job
+	job := item.Env.Job
 	if job.Kind == envelope.JobVoid {
 		return verdict{end: envelope.JobCancelled}, nil
 	}
 	if r.s.flags&slotDropped != 0 {
 		return verdict{end: envelope.JobSkipped, why: "passed over by an operator"}, nil
 	}
-	if !j.o.Suspect() && now.After(env.Expires) {
+	if !j.o.Suspect() && now.After(item.Deadline()) {
 		return verdict{end: envelope.JobExpired, why: "it expired before its turn"}, nil
 	}
 	if j.superseded(tx, c, job) {

@@ -24,6 +24,8 @@ const (
 	tabPast    = "job-past"     // channel, epoch, seq → id: numbers that have ended here
 	tabKey     = "job-key"      // channel, supersede key → epoch, seq: the latest with that key
 
+	tabReply = "job-reply" // id → Reply: jobs of this node whose outcome goes by mail
+
 	metaNo   = "job-channels" // numbers given to channels
 	metaLost = "job-lost"     // when this node lost its memory last: milliseconds
 )

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ type View struct {
 	Entered   time.Time
 	Log       []spool.LogEntry
 	HasStdin  bool
+	Trust     string // trust class of who made it, where that is known still
 	RunningAt time.Time
 }
 
@@ -46,7 +48,8 @@ type Channel struct {
 	Since    time.Time
 	Missing  uint64 // numbers, from Next on
 	Epoch    string
-	Reported time.Time // own: when the destination reported last
+	Reported time.Time // when the destination reported last: own, to this node; else this node to the origin
+	Reports  uint64    // how many it has made; 0 where that is not known
 }
 
 // Channels lists every channel of both sides. It reads one record each.
@@ -59,7 +62,7 @@ func (j *Jobs) Channels() ([]Channel, error) {
 				return err
 			}
 			k := parseChanKey(kb)
-			x := Channel{Own: true, Peer: k.peer, Name: k.channel, Waiting: c.waiting, Next: c.next, Epoch: hex.EncodeToString(c.epoch[:]), Reported: c.repAt}
+			x := Channel{Own: true, Peer: k.peer, Name: k.channel, Waiting: c.waiting, Next: c.next, Epoch: hex.EncodeToString(c.epoch[:]), Reported: c.repAt, Reports: c.report}
 			if c.repReason != "" && c.waiting > 0 {
 				x.State, x.Why, x.Since = "held", "there: "+c.repReason, c.repAt
 			}
@@ -78,7 +81,8 @@ func (j *Jobs) Channels() ([]Channel, error) {
 				return err
 			}
 			k := parseChanKey(kb)
-			x := Channel{Peer: k.peer, Name: k.channel, Waiting: c.waiting, Next: c.next, Epoch: hex.EncodeToString(c.epoch[:])}
+			x := Channel{Peer: k.peer, Name: k.channel, Waiting: c.waiting, Next: c.next, Epoch: hex.EncodeToString(c.epoch[:]),
+				Reported: c.repAt, Reports: c.reports}
 			switch {
 			case c.lost:
 				x.State, x.Why = "lost", "this node was restored: waiting for the word of the origin"
@@ -122,6 +126,7 @@ type Filter struct {
 	Side    string // "own", "peers", or "ended" for own jobs that have ended
 	Peer    envelope.NodeID
 	Channel string
+	Trust   string // only jobs of this trust class
 	After   []byte // Page.Next of the page before
 	Limit   int
 }
@@ -155,6 +160,9 @@ func (j *Jobs) List(f Filter) (*Page, error) {
 				return nil, err
 			}
 			p.Jobs[i].Log = nil
+		}
+		if f.Trust != "" {
+			p.Jobs = slices.DeleteFunc(p.Jobs, func(v *View) bool { return v.Trust != f.Trust })
 		}
 	}
 	return p, err
@@ -216,7 +224,7 @@ func (j *Jobs) listTable(tx *spool.Tx, f Filter, p *Page, letter, chans, table s
 		if err != nil {
 			return err
 		}
-		if w != nil {
+		if w != nil && (f.Trust == "" || f.Trust == w.Trust) {
 			w.Log = nil
 			p.Jobs = append(p.Jobs, w)
 		}
@@ -270,7 +278,7 @@ func (j *Jobs) viewOf(tx *spool.Tx, id envelope.ID, k chanKey) (*View, error) {
 func (j *Jobs) describe(tx *spool.Tx, item *spool.Item, done bool) (*View, error) {
 	env := item.Env
 	v := &View{ID: env.ID, Own: j.IsOwn(item), Peer: env.Origin, Job: env.Job, Created: env.Created, Expires: env.Expires, Size: env.Size,
-		Entered: item.Entered, Log: item.Log, HasStdin: !done, Ended: done}
+		Entered: item.Entered, Log: item.Log, Trust: item.Trust, HasStdin: !done, Ended: done}
 	leg := &item.Legs[0]
 	table := tabEnd
 	if v.Own {

@@ -14,6 +14,7 @@ import (
 
 	"mochila/internal/config"
 	"mochila/internal/control"
+	"mochila/transport/all"
 )
 
 func (a *app) initCmd() *cobra.Command {
@@ -188,7 +189,7 @@ the same medium. The inviter becomes a peer at once; this node becomes its peer 
 			if q.URL, err = a.carrier(args[0]); err != nil {
 				return err
 			}
-			if _, typed := isTerminal(a.env.Stdin); !typed && !strings.HasPrefix(q.URL, "dir:") {
+			if _, typed := isTerminal(a.env.Stdin); !typed && !holdsFiles(q.URL) {
 				text, err := readAll(a.env.Stdin, 64<<10)
 				if err != nil {
 					return fmt.Errorf("read the invitation: %w", err)
@@ -211,6 +212,12 @@ the same medium. The inviter becomes a peer at once; this node becomes its peer 
 	}
 	c.Flags().StringVar(&q.As, "as", "", "what the inviter is called here (default its own `name`)")
 	return c
+}
+
+// holdsFiles reports whether a carrier can keep an invitation: a folder, a bucket. Others hand it over as text.
+func holdsFiles(url string) bool {
+	c, err := all.Parse(url)
+	return err == nil && c.Folder != nil
 }
 
 func (a *app) sendmailCmd() *cobra.Command {

@@ -42,6 +42,10 @@ func (a *app) showStatus(s *control.Status) {
 	}
 	a.statusQueues(s)
 	a.statusContacts(s)
+	if len(s.Jobs) > 0 {
+		a.printf("\n")
+		a.channelTable(s.Jobs)
+	}
 	var lost []string
 	for _, p := range s.Peers {
 		lost = append(lost, fmt.Sprintf("%s (heard %s)", safe(p.Name), a.ago(p.Heard)))

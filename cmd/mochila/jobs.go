@@ -63,7 +63,7 @@ here, and those of other nodes. --ended lists jobs of this node that have ended,
 			case peers && !own:
 				v.Set("side", "peers")
 			}
-			return a.node(c.Context(), func(n *control.Client) error { return a.listJobs(c.Context(), n, v, limit, channels) })
+			return a.jobNode(c.Context(), func(n *control.Client) error { return a.listJobs(c.Context(), n, v, limit, channels) })
 		},
 	}
 	l := c.Flags()
@@ -129,9 +129,14 @@ func (a *app) showChannels(list []control.JobChannel) error {
 		}
 		return nil
 	}
-	if len(list) == 0 {
-		return nil
+	if len(list) > 0 {
+		a.channelTable(list)
+		a.printf("\n")
 	}
+	return nil
+}
+
+func (a *app) channelTable(list []control.JobChannel) {
 	rows := [][]string{{"CHANNEL", ">NEXT", ">WAITING", "STATE"}}
 	for _, c := range list {
 		name := safe(c.Node + ":" + c.Channel)
@@ -150,11 +155,20 @@ func (a *app) showChannels(list []control.JobChannel) error {
 		if !c.Since.IsZero() {
 			s += ", since " + a.age(c.Since)
 		}
+		if !c.Own && c.State != "" && c.State != "paused" {
+			s += a.asked(c)
+		}
 		rows = append(rows, []string{name, strconv.FormatUint(c.Next, 10), strconv.FormatUint(c.Waiting, 10), s})
 	}
 	a.table(rows)
-	a.printf("\n")
-	return nil
+}
+
+// asked says whether the origin of a channel that does not go on was told so.
+func (a *app) asked(c control.JobChannel) string {
+	if c.Reported.IsZero() {
+		return "; " + safe(c.Node) + " was not told yet"
+	}
+	return fmt.Sprintf("; %s was told %s (report %d)", safe(c.Node), a.ago(c.Reported), c.Reports)
 }
 
 func (a *app) jobRow(it control.JobItem) []string {
@@ -193,7 +207,7 @@ the node where it was made.`,
 		Args: takes("ID"),
 		RunE: func(c *cobra.Command, args []string) error {
 			path := "/v1/jobs/" + url.PathEscape(args[0])
-			return a.node(c.Context(), func(n *control.Client) error {
+			return a.jobNode(c.Context(), func(n *control.Client) error {
 				for _, s := range []struct {
 					on   bool
 					name string
@@ -287,7 +301,8 @@ func (a *app) jobsLogCmd() *cobra.Command {
 		Args:  takes("ID"),
 		Long:  "Shows every event of one job that this node knows of, and how it stands.",
 		RunE: func(c *cobra.Command, args []string) error {
-			it, err := get[control.JobItem](c.Context(), a, "/v1/jobs/"+url.PathEscape(args[0]))
+			it := new(control.JobItem)
+			err := a.jobNode(c.Context(), func(n *control.Client) error { return n.Get(c.Context(), "/v1/jobs/"+url.PathEscape(args[0]), it) })
 			if err != nil {
 				return err
 			}
@@ -320,7 +335,8 @@ func (a *app) jobsActCmd(verb, use, short, long, done string) *cobra.Command {
 			} else {
 				q.IDs = args
 			}
-			r, err := post[control.JobActed](c.Context(), a, "/v1/jobs", q)
+			r := new(control.JobActed)
+			err := a.jobNode(c.Context(), func(n *control.Client) error { return n.Post(c.Context(), "/v1/jobs", q, r) })
 			if err != nil {
 				return err
 			}

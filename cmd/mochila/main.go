@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"mochila/bridge/jobs/builtin"
 	"mochila/bridge/jobs/handler"
 	"mochila/internal/submit"
 )
@@ -23,6 +24,7 @@ func main() { os.Exit(start()) }
 
 func start() int {
 	handler.ShimMain() // does not return in a process that becomes the program of a job
+	builtin.Main()     // nor in one that is a built-in handler
 	switch filepath.Base(os.Args[0]) {
 	case "sendmail", "mailq", "newaliases", "rmail", "rsmtp":
 		return submit.Run(&submit.Env{Args: os.Args, Stdin: 0, Stdout: 1, Stderr: 2, Getenv: syscall.Getenv})

@@ -146,8 +146,9 @@ Three commands make a node and a neighbour:
 	}
 	add("node", a.initCmd(), a.serveCmd(), a.statusCmd(), a.reloadCmd(), a.versionCmd())
 	add("pair", a.cardCmd(), a.inviteCmd(), a.joinCmd(), a.peerCmd(), a.contactCmd(), a.syncCmd(), a.receiveCmd())
-	add("mail", a.sendmailCmd(), a.queueCmd(), a.mailqCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
-	add("jobs", a.runCmd(), a.jobsCmd())
+	add("mail", a.sendmailCmd(), a.userCmd(), a.queueCmd(), a.mailqCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
+	add("jobs", a.runCmd(), a.jobsCmd(), a.sendCmd(), a.getCmd())
+	add("jobs", a.pingCmd())
 	add("care", a.checkCmd(), a.fsckCmd(), a.quarantineCmd(), a.clockCmd(), a.restoredCmd())
 	root.SetHelpCommandGroupID("node")
 	root.SetCompletionCommandGroupID("node")
@@ -209,7 +210,16 @@ func (a *app) find() (config.Home, error) {
 }
 
 // node talks to the node while fn runs.
-func (a *app) node(ctx context.Context, fn func(*control.Client) error) (err error) {
+func (a *app) node(ctx context.Context, fn func(*control.Client) error) error {
+	return a.dial(ctx, control.Dial, fn)
+}
+
+// jobNode is node for verbs on jobs that users have who may not open the control socket.
+func (a *app) jobNode(ctx context.Context, fn func(*control.Client) error) error {
+	return a.dial(ctx, control.DialJobs, fn)
+}
+
+func (a *app) dial(ctx context.Context, dial func(context.Context, config.Home, control.ClientOptions) (*control.Client, error), fn func(*control.Client) error) (err error) {
 	h, err := a.find()
 	if err != nil {
 		return err
@@ -220,7 +230,7 @@ func (a *app) node(ctx context.Context, fn func(*control.Client) error) (err err
 		defer log.Close()
 		o.Log = slog.New(log)
 	}
-	c, err := control.Dial(ctx, h, o)
+	c, err := dial(ctx, h, o)
 	if err != nil {
 		return err
 	}

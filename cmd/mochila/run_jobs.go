@@ -23,11 +23,11 @@ const exitRun = 255
 
 // runFlags are the flags of mochila run.
 type runFlags struct {
-	channel, expires, notBefore, after, supersede string
-	env                                           []string
-	wait, batch, unordered, nop, barrier          bool
-	size                                          int64
-	priority                                      int
+	channel, expires, notBefore, after, supersede, mailResult string
+	env                                                       []string
+	wait, batch, unordered, nop, barrier                      bool
+	size                                                      int64
+	priority                                                  int
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -72,6 +72,7 @@ signal's number if a signal ended it, 255 for everything that is not the program
 	l.StringVar(&f.notBefore, "not-before", "", "not started before this `time`")
 	l.StringVar(&f.after, "after", "", "started only when the job with this `id` has succeeded there")
 	l.StringVar(&f.supersede, "supersede", "", "takes the place of jobs of the channel with the same `key` that still wait")
+	l.StringVar(&f.mailResult, "mail-result", "", "mail the outcome, with what the program wrote, to this `address`")
 	l.BoolVar(&f.wait, "wait", false, "wait for the result, and exit with the program's status")
 	l.BoolVar(&f.batch, "batch", false, "read jobs from standard input, one JSON object a line")
 	l.BoolVar(&f.unordered, "no-order", false, "give it no number: it waits for none, and none waits for it")
@@ -90,6 +91,7 @@ func (a *app) runRequest(f runFlags, args []string) (q control.RunRequest, err e
 		}
 	}
 	q.Channel, q.After, q.Supersede, q.Unordered, q.Priority = f.channel, f.after, f.supersede, f.unordered, f.priority
+	q.MailResult = f.mailResult
 	switch {
 	case f.nop:
 		q.Kind = "nop"
@@ -156,7 +158,7 @@ func (a *app) run(c *cobra.Command, f runFlags, args []string) error {
 	if err != nil {
 		return err
 	}
-	return a.node(c.Context(), func(n *control.Client) error {
+	return a.jobNode(c.Context(), func(n *control.Client) error {
 		if f.wait && !n.Daemon() {
 			return &control.Error{Message: "no daemon runs: nobody would carry the job while this waits", Hint: "mochila serve; or without --wait, and mochila sync", Exit: exitRun}
 		}

@@ -15,9 +15,14 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"mochila/bridge/jobs/builtin"
+	"mochila/bridge/jobs/handler"
 )
 
 func TestMain(m *testing.M) {
+	handler.ShimMain()
+	builtin.Main() // daemons of these tests start this binary for their built-in handlers
 	run := func() { os.Exit(start()) }
 	testscript.Main(m, map[string]func(){"mochila": run, "mailq": run})
 }

@@ -8,7 +8,10 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +28,9 @@ func (a *app) serveCmd() *cobra.Command {
 control and submission sockets. SIGHUP reads the configuration again, as mochila reload does.
 
 The log goes to standard error, in the grammar of Postfix's: "Nov 23 10:00:00 host mochila/smtp[PID]: QUEUEID: …".
-Under systemd it has priorities instead of times, and readiness is notified (Type=notify).`,
+Under systemd it has priorities instead of times. Readiness, reloads and the watchdog are notified (Type=notify or
+notify-reload), and sockets of a .socket unit are used for the addresses of [smtp] and [link] listen: they stay open
+while the daemon restarts, so that no client is refused.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			h, err := a.find()
@@ -64,8 +69,15 @@ Under systemd it has priorities instead of times, and readiness is notified (Typ
 			defer func() { stop(); <-done }()
 			context.AfterFunc(ctx, func() { notify(a.getenv("NOTIFY_SOCKET"), "STOPPING=1") })
 
+			sockets, err := sockets(a.getenv)
+			if err != nil {
+				return err
+			}
+			watchdog, _ := strconv.ParseInt(a.getenv("WATCHDOG_USEC"), 10, 64)
 			err = control.Serve(ctx, h, control.ServeOptions{
-				Version: a.env.Version, Log: logger, Reload: reload,
+				Version: a.env.Version, Log: logger, Reload: reload, Sockets: sockets,
+				Watchdog: time.Duration(watchdog) * time.Microsecond / 2,
+				Alive:    func() { notify(a.getenv("NOTIFY_SOCKET"), "WATCHDOG=1") },
 				Ready: func() {
 					if err := notify(a.getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 						logger.Warn("cannot tell the service manager that the daemon is ready", "err", err)
@@ -80,6 +92,35 @@ Under systemd it has priorities instead of times, and readiness is notified (Typ
 	}
 	c.Flags().BoolVar(&debug, "debug", false, "log more")
 	return c
+}
+
+// firstSocket is the descriptor of the first socket that a service manager hands over (sd_listen_fds(3)).
+const firstSocket = 3
+
+// sockets are the listening sockets that a service manager has opened for this process. Programs that it starts in its
+// turn do not get them.
+func sockets(getenv func(string) string) ([]*os.File, error) {
+	if pid, err := strconv.Atoi(getenv("LISTEN_PID")); err != nil || pid != os.Getpid() {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(getenv("LISTEN_FDS"))
+	if err != nil || n < 0 || n > 100 {
+		return nil, &control.Error{Message: "LISTEN_FDS is not a number of sockets", Exit: control.ExitConfig}
+	}
+	names := strings.Split(getenv("LISTEN_FDNAMES"), ":")
+	var files []*os.File
+	for i := range n {
+		name := "unknown"
+		if i < len(names) && names[i] != "" {
+			name = names[i]
+		}
+		syscall.CloseOnExec(firstSocket + i)
+		files = append(files, os.NewFile(uintptr(firstSocket+i), name))
+	}
+	for _, key := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(key)
+	}
+	return files, nil
 }
 
 // notify tells a service manager the state of this process (sd_notify(3)); without a manager it does nothing.

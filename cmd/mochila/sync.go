@@ -231,10 +231,14 @@ func (s *syncView) show(l control.SyncLine) {
 	}
 }
 
-// folder says what lies on a stick now.
+// folder says what lies on a stick now, or in a store.
 func (s *syncView) folder(l control.SyncLine) {
 	lying := max(l.Lying, l.PacketsOut)
 	old := lying - l.PacketsOut
+	if !strings.HasPrefix(l.Carrier, "dir:") {
+		s.app.printf("%s for %s at %s, %d of them new (%s).\n", count(lying, "packet"), s.who(l), safe(noSecret(l.Carrier)), l.PacketsOut, bytesText(l.BytesOut))
+		return
+	}
 	switch {
 	case lying == 0:
 		s.app.printf("Nothing for %s on the stick. Safe to remove.\n", s.who(l))

@@ -116,6 +116,8 @@ func (d *desk) Verify(_ context.Context, addr string) (string, error) {
 	return addr + " ... via ferry", nil
 }
 
+func (d *desk) ServeJobs(_ context.Context, c net.Conn, _ int64, _ string) { c.Close() }
+
 func (d *desk) ServeSMTP(ctx context.Context, conn net.Conn, uid int64) {
 	defer conn.Close()
 	fmt.Fprintf(conn, "220 hello uid %d\r\n", uid)

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -94,6 +95,23 @@ func (k *checker) smtp() {
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		k.bad(k.top("smtp"), "", "tls_cert and tls_key come together", "")
 	}
+	for _, l := range s.Listen {
+		if l.Proto == SMTPS && s.TLSCert == "" {
+			k.bad(k.top("smtp.listen"), "", fmt.Sprintf("%s needs a certificate", l), "set tls_cert and tls_key")
+		}
+	}
+	for _, n := range s.ProxyFrom {
+		if n.Bits() == 0 {
+			k.bad(k.top("smtp.proxy_from"), "", fmt.Sprintf("%s lets everybody choose the address that is believed", n), "name your proxies")
+		}
+	}
+	if s.AuthWithoutTLS {
+		k.warn(k.top("smtp.auth_without_tls"), "", "passwords cross the network in clear", "set tls_cert and tls_key, and leave it out")
+	}
+	k.positive("smtp.max_connections", int64(s.Conns), 1)
+	k.positive("smtp.client_connections", int64(s.ClientConns), 1)
+	k.positive("smtp.client_rate", int64(s.ClientRate), 1)
+	k.positive("smtp.mail_rate", int64(s.MailRate), 1)
 	k.positive("smtp.max_size", int64(s.MaxSize), 1024)
 	k.positive("smtp.max_recipients", int64(s.MaxRecipients), 1)
 	for _, a := range k.c.Link.Listen {
@@ -109,8 +127,12 @@ func (k *checker) smtp() {
 	}
 	for _, j := range k.c.Jobs.Submit {
 		user, what, limited := strings.Cut(j, "=")
-		if user == "" || limited && strings.Count(what, ":") != 2 {
-			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), "")
+		part := strings.Split(what, ":")
+		switch {
+		case user == "" || limited && (len(part) != 3 || slices.Contains(part, "")):
+			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), `"*" stands for all nodes, channels or handlers`)
+		case limited && part[0] != "*":
+			k.known(k.top("jobs.submit"), "", part[0])
 		}
 	}
 }
@@ -410,7 +432,12 @@ func sameSocket(a, b string) bool {
 func (k *checker) handlers() {
 	names := map[string]Handler{}
 	for _, h := range k.c.Handlers {
-		if h.Name == "" || len(h.Command) == 0 || h.Command[0] == "" {
+		if h.Builtin != "" {
+			k.builtin(h)
+		} else if h.Folders != nil || h.Overwrite != "" {
+			k.bad(h.at, "", "folders and overwrite are for handlers with builtin", "")
+		}
+		if h.Name == "" || h.Builtin == "" && (len(h.Command) == 0 || h.Command[0] == "") {
 			k.bad(h.at, "", "a handler needs name and command", `such as command = ["/usr/local/bin/restore", "--stdin"]`)
 			continue
 		}
@@ -418,7 +445,7 @@ func (k *checker) handlers() {
 			k.bad(h.at, "name", fmt.Sprintf("%q is taken by the [[handler]] in %s", h.Name, first.at.line(h.at)), "")
 		}
 		names[h.Name] = h
-		if !strings.HasPrefix(h.Command[0], "/") {
+		if h.Builtin == "" && !strings.HasPrefix(h.Command[0], "/") {
 			k.bad(h.at, "command", fmt.Sprintf("%q is not an absolute path", h.Command[0]), "")
 		}
 		for _, a := range h.Allow {
@@ -435,6 +462,77 @@ func (k *checker) handlers() {
 		if h.Order != "channel" && h.Order != "none" {
 			k.bad(h.at, "order", fmt.Sprintf("%q is neither \"channel\" nor \"none\"", h.Order), "")
 		}
+		k.handlerArgs(&h)
+		k.handlerLimits(&h)
+	}
+}
+
+// handlerArgs checks what a job may append.
+func (k *checker) handlerArgs(h *Handler) {
+	kinds := 0
+	for _, on := range []bool{h.Args, h.ArgsFixed != nil, h.ArgsPattern != nil} {
+		if on {
+			kinds++
+		}
+	}
+	if kinds > 1 {
+		k.bad(h.at, "args", "only one of args, args_fixed and args_pattern can hold", "")
+	}
+	if _, err := h.Patterns(); err != nil {
+		k.bad(h.at, "args_pattern", err.Error(), "")
+	}
+	if h.ArgsRepeat && len(h.ArgsPattern) == 0 {
+		k.bad(h.at, "args_repeat", "it repeats the last of args_pattern, and there is none", "")
+	}
+	if h.ArgsDash && !h.Args && len(h.ArgsPattern) == 0 {
+		k.bad(h.at, "args_dash", "it goes with args or args_pattern", "args_fixed says itself what may begin with -")
+	}
+}
+
+// handlerLimits checks the numbers of a handler.
+func (k *checker) handlerLimits(h *Handler) {
+	if _, err := h.Mask(); err != nil {
+		k.bad(h.at, "umask", err.Error(), "")
+	}
+	for _, x := range []struct {
+		key   string
+		value int64
+		least int64
+	}{{"timeout", int64(h.Timeout), 1}, {"concurrency", int64(h.Concurrency), 1}, {"retry", int64(*h.Retry), 0}, {"output", int64(h.Output), 0},
+		{"limit_cpu", int64(h.CPU), 0}, {"limit_memory", int64(h.Memory), 0}, {"limit_file_size", int64(h.FileSize), 0},
+		{"limit_files", int64(h.Files), 0}, {"limit_processes", int64(h.Processes), 0}} {
+		if x.value < x.least {
+			k.bad(h.at, x.key, fmt.Sprintf("%d is too small", x.value), "")
+		}
+	}
+	if h.Processes > 0 && h.User == "" {
+		k.bad(h.at, "limit_processes", "it counts all processes of the user, so the handler needs a user of its own", `such as user = "backup"`)
+	}
+}
+
+// builtin checks a handler that comes with the program.
+func (k *checker) builtin(h Handler) {
+	if !slices.Contains([]string{"file", "get"}, h.Builtin) {
+		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\"", h.Builtin), "")
+		return
+	}
+	if h.Command != nil || h.Args || h.Env != nil || h.Dir != "" {
+		k.bad(h.at, "builtin", "it has no command, args, env or dir", "")
+	}
+	if len(h.Folders) == 0 {
+		k.bad(h.at, "folders", fmt.Sprintf("builtin %q needs the folders that it may touch", h.Builtin), `such as folders = ["/srv/exchange/%n"]`)
+	}
+	for _, f := range h.Folders {
+		if !strings.HasPrefix(f, "/") || f != filepath.Clean(f) {
+			k.bad(h.at, "folders", fmt.Sprintf("%q is not a clean absolute path", f), "")
+		}
+	}
+	switch {
+	case h.Overwrite == "" && h.Builtin != "file":
+	case h.Builtin != "file":
+		k.bad(h.at, "overwrite", "it is for builtin \"file\"", "")
+	case !slices.Contains([]string{"never", "replace", "rename"}, h.Overwrite):
+		k.bad(h.at, "overwrite", fmt.Sprintf("%q is none of \"never\", \"replace\", \"rename\"", h.Overwrite), "")
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"encoding"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -41,12 +43,27 @@ type SMTP struct {
 	Normalize     bool     `toml:"normalize"`      // repair bare CR, bare LF and NUL instead of refusing them
 	TLSCert       string   `toml:"tls_cert"`       // PEM file with certificate and chain: offers STARTTLS
 	TLSKey        string   `toml:"tls_key"`        // PEM file with its key, readable by the daemon's user only
+
+	AuthWithoutTLS bool     `toml:"auth_without_tls"`   // offer AUTH over a network in clear
+	RequireTLS     bool     `toml:"requiretls"`         // offer REQUIRETLS under TLS
+	Vrfy           bool     `toml:"vrfy"`               // tell clients that may relay whether an address is taken
+	ProxyFrom      []Net    `toml:"proxy_from"`         // proxies that speak the PROXY protocol
+	Conns          int      `toml:"max_connections"`    // at once; default 256
+	ClientConns    int      `toml:"client_connections"` // of one stranger at once; default 32
+	ClientRate     int      `toml:"client_rate"`        // connections of one stranger within a minute; default 120
+	MailRate       int      `toml:"mail_rate"`          // mails of one stranger or account within a minute; default 300
+	Finish         Duration `toml:"finish"`             // how long a stopping daemon waits for messages on their way in; default 60s
 }
 
 // Prefixes returns RelayFrom as the standard library's type.
-func (s SMTP) Prefixes() []netip.Prefix {
-	ps := make([]netip.Prefix, len(s.RelayFrom))
-	for i, n := range s.RelayFrom {
+func (s SMTP) Prefixes() []netip.Prefix { return prefixes(s.RelayFrom) }
+
+// Proxies returns ProxyFrom as the standard library's type.
+func (s SMTP) Proxies() []netip.Prefix { return prefixes(s.ProxyFrom) }
+
+func prefixes(nets []Net) []netip.Prefix {
+	ps := make([]netip.Prefix, len(nets))
+	for i, n := range nets {
 		ps[i] = n.Prefix
 	}
 	return ps
@@ -64,8 +81,12 @@ type Bounce struct {
 
 // Jobs is the [jobs] table.
 type Jobs struct {
-	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER; root and the daemon's user always may
+	Submit []string `toml:"submit"` // USER or USER=NODE:CHANNEL:HANDLER, * for all of either; root and the daemon's user always may
+	Ping   *bool    `toml:"ping"`   // peers get an answer to `mochila ping`; nil: they do
 }
+
+// Answers reports whether peers get an answer to a ping.
+func (j Jobs) Answers() bool { return j.Ping == nil || *j.Ping }
 
 // Limits is the [limits] table.
 type Limits struct {
@@ -103,7 +124,7 @@ type Contact struct {
 	Node      string   `toml:"node"`       // in peers/NAME.toml: default NAME
 	Carrier   string   `toml:"carrier"`    // a URL; may be empty when the neighbour only calls us
 	When      When     `toml:"when"`       // default always
-	Every     Duration `toml:"every"`      // live carriers: look for incoming packets this often, default 5m; others: how often a courier comes, default 0, unknown
+	Every     Duration `toml:"every"`      // carriers over a network: look for incoming packets this often, default 5m; others: how often a courier comes, default 0, unknown
 	Linger    Duration `toml:"linger"`     // keep an idle live link this long; default 0
 	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
 	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
@@ -128,19 +149,66 @@ type Handler struct {
 	Name        string   `toml:"name"`
 	Command     []string `toml:"command"`     // program and leading arguments, never a shell line
 	Allow       []string `toml:"allow"`       // PEER:CHANNEL, PEER:* …
-	Args        bool     `toml:"args"`        // the job may append arguments
+	Args        bool     `toml:"args"`        // the job may append arguments, any that do not begin with -
 	Env         []string `toml:"env"`         // names of environment variables that the job may set
 	Dir         string   `toml:"dir"`         // working directory; default: an empty one for each job
 	User        string   `toml:"user"`        // run as; needs root
+	Umask       string   `toml:"umask"`       // octal; default "077"
 	Timeout     Duration `toml:"timeout"`     // default 1h
 	Output      Size     `toml:"output"`      // stdout and stderr returned at most, each; default 64KiB
 	Concurrency int      `toml:"concurrency"` // jobs of different channels at once; default 1
 	Idempotent  bool     `toml:"idempotent"`  // may run again when it is unknown whether it ran
-	Retry       int      `toml:"retry"`       // tries after EX_TEMPFAIL or timeout; default 5
+	Retry       *int     `toml:"retry"`       // further tries after EX_TEMPFAIL or timeout; default 5
 	OnFailure   string   `toml:"on_failure"`  // "stop" (default) the channel, "dead" letter, "skip"
 	Order       string   `toml:"order"`       // "channel" (default) or "none"
 
+	Builtin   string   `toml:"builtin"`   // instead of Command: "file" or "get"
+	Folders   []string `toml:"folders"`   // of a built-in: what jobs may name, absolute; %n is the sending node
+	Overwrite string   `toml:"overwrite"` // builtin "file": "never" (default), "replace", "rename"
+
+	// Instead of Args: lists of arguments that a job may bring, or a pattern (RE2, of the whole argument) for each.
+	ArgsFixed   [][]string `toml:"args_fixed"`
+	ArgsPattern []string   `toml:"args_pattern"`
+	ArgsRepeat  bool       `toml:"args_repeat"` // the last pattern stands for any number of arguments
+	ArgsDash    bool       `toml:"args_dash"`   // they may begin with -
+
+	NoNewPrivs bool `toml:"no_new_privs"` // no set-user-id program gives it more rights
+	FsplEnv    bool `toml:"fspl_env"`     // Filespooler's names of variables as well
+
+	// Resource limits of each process; 0 leaves the daemon's.
+	CPU       Duration `toml:"limit_cpu"`
+	Memory    Size     `toml:"limit_memory"`    // address space
+	FileSize  Size     `toml:"limit_file_size"` // of one file that it writes
+	Files     int      `toml:"limit_files"`     // open at once
+	Processes int      `toml:"limit_processes"` // of its user, which must be its own
+
 	at source
+}
+
+// Mask is Umask as a number; an error says what is wrong with it.
+func (h *Handler) Mask() (int, error) {
+	m, err := strconv.ParseUint(h.Umask, 8, 16)
+	if err != nil || m > 0o777 {
+		return 0, fmt.Errorf("%q is not a umask such as \"077\"", h.Umask)
+	}
+	return int(m), nil
+}
+
+// Patterns compiles ArgsPattern, each for a whole argument.
+func (h *Handler) Patterns() ([]*regexp.Regexp, error) {
+	var list []*regexp.Regexp
+	for _, p := range h.ArgsPattern {
+		_, err := regexp.Compile(p) // by itself: "a)|(b" is no pattern
+		if err != nil {
+			return nil, fmt.Errorf("%q is no pattern: %w", p, err)
+		}
+		re, err := regexp.Compile(`\A(?:` + p + `)\z`)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no pattern: %w", p, err)
+		}
+		list = append(list, re)
+	}
+	return list, nil
 }
 
 // Peer is a node whose card this node holds, with what it may do here. Its table is [peer] in peers/NAME.toml;
@@ -198,6 +266,11 @@ func (c *Config) defaults() {
 	set(&c.SMTP.Hostname, c.Domain)
 	set(&c.SMTP.MaxSize, 50<<20)
 	set(&c.SMTP.MaxRecipients, 1000)
+	set(&c.SMTP.Conns, 256)
+	set(&c.SMTP.ClientConns, 32)
+	set(&c.SMTP.ClientRate, 120)
+	set(&c.SMTP.MailRate, 300)
+	set(&c.SMTP.Finish, Duration(time.Minute))
 	if c.SMTP.RelayFrom == nil {
 		c.SMTP.RelayFrom = []Net{{netip.MustParsePrefix("127.0.0.0/8")}, {netip.MustParsePrefix("::1/128")}}
 	}
@@ -221,7 +294,7 @@ func (c *Config) defaults() {
 	for i := range c.Contacts {
 		k := &c.Contacts[i]
 		set(&k.Every, k.When.Every())
-		if isStream(k.Carrier) {
+		if isPolled(k.Carrier) {
 			set(&k.Every, Duration(5*time.Minute))
 		}
 		if k.Name == "" {
@@ -234,10 +307,17 @@ func (c *Config) defaults() {
 	}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
+		if h.Builtin != "" {
+			h.builtin()
+		}
 		set(&h.Timeout, Duration(time.Hour))
 		set(&h.Output, 64<<10)
 		set(&h.Concurrency, 1)
-		set(&h.Retry, 5)
+		set(&h.Umask, "077")
+		if h.Retry == nil {
+			n := 5
+			h.Retry = &n
+		}
 		set(&h.OnFailure, "stop")
 		set(&h.Order, "channel")
 	}
@@ -248,11 +328,25 @@ func (c *Config) defaults() {
 	}
 }
 
-// isStream reports whether a carrier is a live connection, which finds out about incoming packets only by asking.
-func isStream(carrier string) bool {
+// builtin fills in what is different for handlers that come with the program: they can be started again at any time,
+// each of their jobs stands for itself, and what they give is no log.
+func (h *Handler) builtin() {
+	set(&h.Name, h.Builtin)
+	set(&h.OnFailure, "skip")
+	h.Idempotent = true
+	switch h.Builtin {
+	case "file":
+		set(&h.Overwrite, "never")
+	case "get":
+		set(&h.Output, 1<<30)
+	}
+}
+
+// isPolled reports whether a carrier finds out about incoming packets only by asking somebody over a network.
+func isPolled(carrier string) bool {
 	name, _, _ := strings.Cut(carrier, ":")
 	switch name {
-	case "tcp", "unix", "ssh", "pipe", "serial":
+	case "tcp", "unix", "ssh", "pipe", "serial", "s3", "sftp", "dav", "davs", "rclone", "nats":
 		return true
 	}
 	return false

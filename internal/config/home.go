@@ -32,6 +32,9 @@ func (h Home) ControlSocket() string { return filepath.Join(h.RunDir, "control.s
 // SubmitSocket is where the daemon takes local mail.
 func (h Home) SubmitSocket() string { return filepath.Join(h.RunDir, "submit.sock") }
 
+// Accounts is the file of those who may log in at the SMTP port.
+func (h Home) Accounts() string { return filepath.Join(h.Base, "accounts") }
+
 // LinkSocket is where the daemon answers live contacts of programs on this machine.
 func (h Home) LinkSocket() string { return filepath.Join(h.RunDir, "link.sock") }
 

@@ -11,12 +11,16 @@ import (
 // LMTP is the Proto of a listener that speaks RFC 2033.
 const LMTP = "lmtp"
 
+// SMTPS is the Proto of a listener that speaks SMTP inside TLS from the first octet (RFC 8314).
+const SMTPS = "smtps"
+
 const protoSMTP = "smtp"
 
-// Listen is where mail programs reach this node: HOST:PORT for SMTP, lmtp:HOST:PORT or lmtp:/path for LMTP. A path
-// names a unix socket, whose permission 0660 is the right to relay; a relative one lies below the home.
+// Listen is where mail programs reach this node: HOST:PORT for SMTP, smtps:HOST:PORT for SMTP inside TLS,
+// lmtp:HOST:PORT or lmtp:/path for LMTP. A path names a unix socket, whose permission 0660 is the right to relay; a
+// relative one lies below the home.
 type Listen struct {
-	Proto   string // "smtp" or LMTP
+	Proto   string // "smtp", SMTPS or LMTP
 	Network string // "tcp" or "unix"
 	Addr    string
 }
@@ -24,13 +28,16 @@ type Listen struct {
 // ParseListen reads the grammar above; "smtp:" in front of the bare form is allowed.
 func ParseListen(s string) (Listen, error) {
 	l := Listen{Proto: protoSMTP, Network: "tcp", Addr: s}
-	for _, proto := range []string{protoSMTP, LMTP} {
+	for _, proto := range []string{protoSMTP, SMTPS, LMTP} {
 		if rest, ok := strings.CutPrefix(s, proto+":"); ok && (strings.Contains(rest, "/") || strings.Contains(rest, ":")) {
 			l.Proto, l.Addr = proto, rest
 			break
 		}
 	}
 	if strings.Contains(l.Addr, "/") {
+		if l.Proto == SMTPS {
+			return Listen{}, fmt.Errorf("%q: a socket needs no TLS, write smtp:%s", s, l.Addr)
+		}
 		l.Network = "unix"
 		if len(l.Addr) > 100 {
 			return Listen{}, fmt.Errorf("%q is too long for a socket path (100 bytes)", s)

@@ -167,7 +167,7 @@ func TestWhole(t *testing.T) {
 	})
 	when, _ := ParseWhen("Mo-Fr 06:00-08:00; Sa 10:00-11:00 UTC")
 	for what, pair := range map[string][2]any{
-		"listen":      {c.SMTP.Listen, []Listen{{"smtp", "tcp", "127.0.0.1:2525"}, {"lmtp", "tcp", "[::1]:2424"}, {"lmtp", "unix", h.ConfigDir + "/run/lmtp.sock"}, {"smtp", "unix", "/run/smtp.sock"}}},
+		"listen":      {c.SMTP.Listen, []Listen{{"smtp", "tcp", "127.0.0.1:2525"}, {"lmtp", "tcp", "[::1]:2424"}, {"lmtp", "unix", h.ConfigDir + "/run/lmtp.sock"}, {"smtp", "unix", "/run/smtp.sock"}, {"smtps", "tcp", "[::]:465"}}},
 		"relay_from":  {c.SMTP.Prefixes(), []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.7/32")}},
 		"route":       {c.Routes[4].Path, []string{"ferry"}},
 		"when":        {c.Contacts[0].When, when},

@@ -46,6 +46,7 @@ type Status struct {
 	Card       CardStatus      `json:"card"`
 	Warnings   []string        `json:"warnings,omitempty"`
 	Listen     []string        `json:"listen,omitempty"`
+	Jobs       []JobChannel    `json:"jobs,omitempty"` // channels on which something waits
 }
 
 // CardStatus tells the dates of this node's card.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -70,6 +71,10 @@ func (d *submitDesk) Verify(_ context.Context, addr string) (string, error) {
 
 func (d *submitDesk) ServeSMTP(ctx context.Context, conn net.Conn, uid int64) {
 	d.smtp.ServeConn(ctx, conn, envelope.Client{Proto: "local", UID: uid + 1, User: submission.LoginName(uid)})
+}
+
+func (d *submitDesk) ServeJobs(ctx context.Context, conn net.Conn, uid int64, user string) {
+	serveOne(ctx, conn, d.jobsFor(maker{limited: uid != 0 && uid != int64(os.Geteuid()), uid: uid + 1, user: user}))
 }
 
 // mailqWriter prints the queue in the layout of Postfix's mailq.

@@ -85,6 +85,23 @@ func (n *Node) Handler() http.Handler {
 		}
 		return ok, n.removePeer(q.Name)
 	})
+	get("/v1/users", func(*http.Request) (any, error) { return n.users() })
+	for path, f := range map[string]func(User) (*User, error){"/v1/users": n.addUser, "/v1/users/password": n.changeUser} {
+		post(path, func(r *http.Request) (any, error) {
+			var q User
+			if err := decode(r, &q); err != nil {
+				return nil, err
+			}
+			return f(q)
+		})
+	}
+	post("/v1/users/remove", func(r *http.Request) (any, error) {
+		var q struct{ Name string }
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		return ok, n.removeUser(q.Name)
+	})
 	post("/v1/contact/{verb}", func(r *http.Request) (any, error) {
 		var q struct{ Node string }
 		if err := decode(r, &q); err != nil {

@@ -18,8 +18,8 @@ import (
 	"mochila/spool"
 )
 
-// Who may make jobs: whoever may open the control socket, that is root, the daemon's user, and its group ([jobs] submit
-// is for mail and the submission socket).
+// Who may make jobs: whoever may open the control socket, that is root, the daemon's user, and its group. Others come
+// through the submission socket, by mail or with the verbs of this file (jobuser.go), within [jobs] submit.
 
 const (
 	maxRunLine  = 4 << 20 // bytes of one request line; in a batch with its input
@@ -33,8 +33,8 @@ func (n *Node) jobVerbs(mux *http.ServeMux) {
 	verb := func(pattern string, f func(*http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { answer(w, r, f) })
 	}
-	verb("POST /v1/run", func(r *http.Request) (any, error) { return n.run(r.Body) })
-	verb("POST /v1/run/batch", func(r *http.Request) (any, error) { return n.runBatch(r.Body) })
+	verb("POST /v1/run", func(r *http.Request) (any, error) { return n.run(makerOf(r), r.Body) })
+	verb("POST /v1/run/batch", func(r *http.Request) (any, error) { return n.runBatch(makerOf(r), r.Body) })
 	verb("GET /v1/jobs", n.jobList)
 	verb("GET /v1/jobs/{id}", n.jobShow)
 	verb("POST /v1/jobs", func(r *http.Request) (any, error) {
@@ -42,7 +42,7 @@ func (n *Node) jobVerbs(mux *http.ServeMux) {
 		if err := decode(r, &a); err != nil {
 			return nil, err
 		}
-		return n.jobAct(a)
+		return n.jobAct(makerOf(r), a)
 	})
 	mux.HandleFunc("GET /v1/jobs/{id}/{stream}", n.jobStream)
 }
@@ -61,7 +61,7 @@ func jobError(err error) error {
 }
 
 // run is POST /v1/run.
-func (n *Node) run(body io.Reader) (*RunReply, error) {
+func (n *Node) run(by maker, body io.Reader) (*RunReply, error) {
 	in := bufio.NewReaderSize(body, 64<<10)
 	var q RunRequest
 	if err := readLine(in, &q); err != nil {
@@ -70,7 +70,7 @@ func (n *Node) run(body io.Reader) (*RunReply, error) {
 	if q.Stdin != "" || q.RawStdin != nil {
 		return nil, &Error{Message: "the input follows the request line", Exit: ExitUsage}
 	}
-	reqs, err := n.requests(q)
+	reqs, err := n.requests(by, q)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +150,7 @@ func readLine(in *bufio.Reader, v any) error {
 }
 
 // requests turns a request into one job for each node.
-func (n *Node) requests(q RunRequest) ([]*jobs.Request, error) {
+func (n *Node) requests(by maker, q RunRequest) ([]*jobs.Request, error) {
 	usage := func(format string, args ...any) error {
 		return &Error{Message: fmt.Sprintf(format, args...), Exit: ExitUsage}
 	}
@@ -183,13 +183,24 @@ func (n *Node) requests(q RunRequest) ([]*jobs.Request, error) {
 	if len(q.Nodes) == 0 {
 		return nil, usage("no node is named")
 	}
+	var reply *jobs.Reply
+	if q.MailResult != "" {
+		to, err := n.resultAddress(q.MailResult)
+		if err != nil {
+			return nil, err
+		}
+		reply = &jobs.Reply{To: to}
+	}
 	var out []*jobs.Request
 	for _, name := range q.Nodes {
 		peer, err := n.peerID(name)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, &jobs.Request{Dest: peer, Job: job, Unordered: q.Unordered, Expires: q.Expires, Priority: q.Priority, Trust: "control"})
+		if err := n.mayMake(by, name, job.Channel, job.Handler); err != nil {
+			return nil, err
+		}
+		out = append(out, &jobs.Request{Dest: peer, Job: job, Unordered: q.Unordered, Expires: q.Expires, Priority: q.Priority, Trust: by.trust(), Reply: reply})
 	}
 	return out, nil
 }
@@ -205,7 +216,7 @@ func (n *Node) peerID(name string) (envelope.NodeID, error) {
 
 // runBatch is POST /v1/run/batch: a job in each line. Lines are stored in their order, some hundred in one commit; the
 // first bad one ends it, and what was before it stays.
-func (n *Node) runBatch(body io.Reader) (*RunReply, error) {
+func (n *Node) runBatch(by maker, body io.Reader) (*RunReply, error) {
 	in := bufio.NewReaderSize(body, 256<<10)
 	reply := &RunReply{Jobs: []RunTicket{}}
 	var group []*jobs.Request
@@ -222,7 +233,7 @@ func (n *Node) runBatch(body io.Reader) (*RunReply, error) {
 		return nil
 	}
 	for line := 1; ; line++ {
-		reqs, err := n.batchLine(in)
+		reqs, err := n.batchLine(by, in)
 		if err == io.EOF {
 			if err := store(); err != nil {
 				reply.Error = asError(err)
@@ -250,12 +261,12 @@ func (n *Node) runBatch(body io.Reader) (*RunReply, error) {
 	}
 }
 
-func (n *Node) batchLine(in *bufio.Reader) ([]*jobs.Request, error) {
+func (n *Node) batchLine(by maker, in *bufio.Reader) ([]*jobs.Request, error) {
 	var q RunRequest
 	if err := readLine(in, &q); err != nil {
 		return nil, err
 	}
-	reqs, err := n.requests(q)
+	reqs, err := n.requests(by, q)
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +315,7 @@ func (n *Node) jobChannels() ([]JobChannel, error) {
 	out := []JobChannel{}
 	for _, c := range list {
 		out = append(out, JobChannel{Own: c.Own, Node: n.nodeName(c.Peer), Channel: c.Name, Waiting: c.Waiting, Next: c.Next, State: c.State,
-			Why: c.Why, Since: c.Since, Missing: c.Missing})
+			Why: c.Why, Since: c.Since, Missing: c.Missing, Reported: c.Reported, Reports: c.Reports})
 	}
 	return out, err
 }
@@ -318,6 +329,13 @@ func (n *Node) jobList(r *http.Request) (any, error) {
 		return nil, &Error{Message: fmt.Sprintf("there is no side %q", f.Side), Hint: "own, peers or ended", Exit: ExitUsage}
 	}
 	f.Limit, _ = strconv.Atoi(r.FormValue("limit"))
+	by := makerOf(r)
+	if by.limited {
+		f.Trust = by.trust()
+		if f.Side == "" {
+			f.Side = "own"
+		}
+	}
 	var err error
 	if s := r.FormValue("node"); s != "" {
 		if f.Peer, err = n.peerID(s); err != nil {
@@ -335,16 +353,17 @@ func (n *Node) jobList(r *http.Request) (any, error) {
 	for _, v := range page.Jobs {
 		l.Jobs = append(l.Jobs, n.jobItem(v))
 	}
+	if by.limited {
+		l.Channels = []JobChannel{} // they are others', too
+		return l, nil
+	}
 	l.Channels, err = n.jobChannels()
 	return l, err
 }
 
-// jobID finds the job that an id, or a unique beginning of one, names.
-func (n *Node) jobID(text string) (envelope.ID, error) { return n.resolve(text) }
-
 // jobShow is GET /v1/jobs/ID?wait=60s: with wait it answers when there is a result, or after that time.
 func (n *Node) jobShow(r *http.Request) (any, error) {
-	id, err := n.jobID(r.PathValue("id"))
+	id, err := n.ownJob(makerOf(r), r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
@@ -368,7 +387,7 @@ func (n *Node) jobShow(r *http.Request) (any, error) {
 
 // jobStream is GET /v1/jobs/ID/stdin, …/stdout and …/stderr.
 func (n *Node) jobStream(w http.ResponseWriter, r *http.Request) {
-	c, part, err := n.openStream(r.PathValue("id"), r.PathValue("stream"))
+	c, part, err := n.openStream(makerOf(r), r.PathValue("id"), r.PathValue("stream"))
 	if err != nil {
 		answer(w, r, func(*http.Request) (any, error) { return nil, err })
 		return
@@ -380,8 +399,8 @@ func (n *Node) jobStream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (n *Node) openStream(text, stream string) (io.Closer, io.Reader, error) {
-	id, err := n.jobID(text)
+func (n *Node) openStream(by maker, text, stream string) (io.Closer, io.Reader, error) {
+	id, err := n.ownJob(by, text)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -427,7 +446,10 @@ func (n *Node) openStream(text, stream string) (io.Closer, io.Reader, error) {
 }
 
 // jobAct is POST /v1/jobs.
-func (n *Node) jobAct(a JobAction) (*JobActed, error) {
+func (n *Node) jobAct(by maker, a JobAction) (*JobActed, error) {
+	if by.limited && (a.Verb != "cancel" || len(a.IDs) == 0) {
+		return nil, &Error{Message: fmt.Sprintf("%s may only cancel jobs of their own", by.user), Hint: "be root, or in the group of the control socket", Exit: ExitDenied}
+	}
 	j := n.bridge.Jobs()
 	out := &JobActed{Done: []string{}}
 	if len(a.IDs) == 0 {
@@ -439,7 +461,7 @@ func (n *Node) jobAct(a JobAction) (*JobActed, error) {
 		return nil, &Error{Message: fmt.Sprintf("a job cannot be %q", a.Verb), Hint: "retry, skip, drop or cancel", Exit: ExitUsage}
 	}
 	for _, text := range a.IDs {
-		id, err := n.jobID(text)
+		id, err := n.ownJob(by, text)
 		if err != nil {
 			return nil, err
 		}

@@ -20,6 +20,8 @@ type RunRequest struct {
 	Priority  int         `json:"priority,omitempty"`
 	Size      *int64      `json:"size,omitempty"` // bytes of standard input; any other length is refused
 
+	MailResult string `json:"mail_result,omitempty"` // address that gets the outcome by mail
+
 	Stdin    string `json:"stdin,omitempty"`     // only in a batch
 	RawStdin []byte `json:"raw_stdin,omitempty"` // instead of Stdin: base64
 }
@@ -90,6 +92,9 @@ type JobChannel struct {
 	Why     string    `json:"why,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
 	Missing uint64    `json:"missing,omitempty"`
+
+	Reported time.Time `json:"reported,omitzero"` // when the node where the jobs run told the other about the channel last
+	Reports  uint64    `json:"reports,omitempty"` // how often
 }
 
 // JobList is GET /v1/jobs?side=own|peers|ended&node=N&channel=C&after=CURSOR&limit=N: one page, and every channel.

@@ -16,6 +16,7 @@ import (
 	"mochila/bridge"
 	"mochila/bridge/deliver"
 	"mochila/bridge/route"
+	"mochila/internal/account"
 	"mochila/internal/config"
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
@@ -24,6 +25,7 @@ import (
 	"mochila/spool"
 	"mochila/spool/maildrop"
 	"mochila/transport"
+	"mochila/transport/all"
 	"mochila/transport/letter"
 )
 
@@ -37,6 +39,7 @@ type Node struct {
 	bridge   *bridge.Bridge
 	drop     *maildrop.Dir
 	partials *transport.Partials
+	accounts *account.Book // who may log in at the SMTP port
 	letters  *letter.Box
 	started  time.Time
 	daemon   bool
@@ -75,7 +78,7 @@ func Open(home config.Home, o NodeOptions) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
+	n := &Node{accounts: account.Open(home.Accounts()), home: home, version: o.Version, log: o.Log, cfg: cfg, started: time.Now(), daemon: o.Daemon, paused: map[string]bool{}}
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
@@ -119,8 +122,8 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs")},
-		Stream: n.stream(),
+		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events},
+		Stream: n.stream(), Schemes: all.Schemes(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			if via == viaPackets {
 				return packetsDesk{n}, nil

@@ -10,11 +10,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"mochila/bridge/jobs"
+	"mochila/bridge/jobs/builtin"
 	"mochila/bridge/jobs/handler"
 	"mochila/internal/config"
 	"mochila/internal/envelope"
@@ -23,10 +25,18 @@ import (
 // jobsPolicy is what the configuration says about jobs, in the engine's terms.
 func jobsPolicy(c *config.Config) jobs.Policy {
 	p := jobs.Policy{}
+	if c.Jobs.Answers() && !slices.ContainsFunc(c.Handlers, func(h config.Handler) bool { return h.Name == pingName }) {
+		p.Handlers = append(p.Handlers, pingHandler())
+	}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
-		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: h.Retry + 1, OnFailure: h.OnFailure,
+		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: *h.Retry + 1, OnFailure: h.OnFailure,
 			Unordered: h.Order == "none", Concurrency: h.Concurrency}
+		if h.Builtin != "" {
+			x.Check = builtinOf(h).Check
+			p.Handlers = append(p.Handlers, x)
+			continue
+		}
 		args := argPolicy(h)
 		env := handler.EnvPolicy{Allow: h.Env}
 		x.Check = func(a []string, v [][2]string) error {
@@ -37,14 +47,43 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 		}
 		p.Handlers = append(p.Handlers, x)
 	}
+	for _, s := range c.Jobs.Submit {
+		g := jobs.Grant{Node: "*", Channel: "*", Handler: "*"}
+		var what string
+		var limited bool
+		if g.User, what, limited = strings.Cut(s, "="); limited {
+			part := strings.Split(what, ":")
+			g.Node, g.Channel, g.Handler = part[0], part[1], part[2]
+		}
+		p.Submit = append(p.Submit, g)
+	}
 	return p
 }
 
+// builtinOf is a handler that comes with the program, in that one's terms.
+func builtinOf(h *config.Handler) builtin.Settings {
+	return builtin.Settings{Kind: h.Builtin, Folders: h.Folders, Overwrite: h.Overwrite, Output: int64(h.Output)}
+}
+
+// argPolicy is what the configuration, which was checked, says about arguments.
 func argPolicy(h *config.Handler) handler.ArgPolicy {
-	if h.Args {
-		return handler.ArgPolicy{Mode: handler.ArgsFree}
+	p := handler.ArgPolicy{Mode: handler.ArgsNone, Dash: h.ArgsDash, Repeat: h.ArgsRepeat}
+	switch {
+	case h.Args:
+		p.Mode = handler.ArgsFree
+	case h.ArgsFixed != nil:
+		p.Mode, p.Fixed = handler.ArgsFixed, h.ArgsFixed
+	case h.ArgsPattern != nil:
+		if re, err := h.Patterns(); err == nil {
+			p.Mode, p.Patterns = handler.ArgsPattern, re
+		}
 	}
-	return handler.ArgPolicy{Mode: handler.ArgsNone}
+	return p
+}
+
+// limits are a handler's resource limits.
+func limits(h *config.Handler) handler.Limits {
+	return handler.Limits{CPU: time.Duration(h.CPU), Memory: int64(h.Memory), FileSize: int64(h.FileSize), Files: h.Files, Processes: h.Processes}
 }
 
 func joinEnv(v [][2]string) []string {
@@ -61,6 +100,8 @@ type runner struct {
 	config func() *config.Config
 	base   string // relative directories of handlers are below it
 	dir    string
+	now    func() time.Time
+	events func(envelope.ID) ([]TraceEvent, error) // what is known of an envelope
 }
 
 // killGrace is how long what a crash left running has to end by itself.
@@ -85,6 +126,9 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 			h = &c.Handlers[i]
 		}
 	}
+	if h == nil && s.Handler == pingName {
+		return r.pong(s)
+	}
 	if h == nil {
 		return no(false, "there is no handler %q", s.Handler)
 	}
@@ -99,8 +143,12 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		return no(true, "working directory: %v", err)
 	}
 	defer os.RemoveAll(home)
-	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: 0o077, Timeout: time.Duration(h.Timeout),
-		StdinSize: s.Size, OutputCap: int64(h.Output)}
+	umask, err := h.Mask()
+	if err != nil {
+		return no(false, "%v", err)
+	}
+	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: umask, Timeout: time.Duration(h.Timeout),
+		StdinSize: s.Size, OutputCap: int64(h.Output), Limits: limits(h), NoNewPrivs: h.NoNewPrivs}
 	account, place := "mochila", work
 	if h.User != "" {
 		a, err := handler.LookupAccount(h.User)
@@ -118,6 +166,14 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	case !filepath.IsAbs(spec.Dir):
 		spec.Dir = filepath.Join(r.base, spec.Dir)
 	}
+	if h.Builtin != "" {
+		b := builtinOf(h)
+		b.Peer = s.Peer
+		if spec.Command, err = b.Command(); err != nil {
+			return no(false, "%v", err)
+		}
+		spec.Umask = 0o022
+	}
 	if s.Size > 0 {
 		spec.Stdin = in
 	}
@@ -127,6 +183,9 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		names.Epoch = hex.EncodeToString(s.Epoch[:])
 	}
 	spec.Env = handler.MergeEnv(handler.CleanEnv(place, account, ""), joinEnv(s.Env), names.Env())
+	if h.FsplEnv {
+		spec.Env = handler.MergeEnv(spec.Env, names.Filespooler(s.Args, joinEnv(s.Env)))
+	}
 	stdout, stderr := &spill{dir: home}, &spill{dir: home}
 	spec.Stdout, spec.Stderr = stdout, stderr
 	o := handler.Run(ctx, spec, func(pid int, start uint64) error {

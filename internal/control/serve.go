@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"mochila/internal/seal"
 	"mochila/smtpd"
 	"mochila/smtpd/submission"
+	"mochila/spool"
 	"mochila/transport"
 )
 
@@ -30,9 +30,16 @@ type ServeOptions struct {
 	Log     *slog.Logger
 	Reload  <-chan struct{} // each value reads the configuration again
 	Ready   func()          // called once everything listens
+	// Sockets are listening sockets of a service manager, for the addresses of [smtp] and [link] listen. Serve closes
+	// them.
+	Sockets []*os.File
+	// Alive is called each Watchdog, when that is not 0, as long as the daemon's loop runs and its index answers.
+	Alive    func()
+	Watchdog time.Duration
 }
 
-// grace is how long connections may take to end after a shutdown began.
+// grace is how long requests on the control socket may take to end after a shutdown began; for mail, [smtp] finish
+// says so.
 const grace = 10 * time.Second
 
 // Serve runs the daemon of a home until ctx ends: SMTP and LMTP listeners, the submission socket and the maildrop,
@@ -46,7 +53,10 @@ func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d := &daemon{Node: n, cancel: cancel}
-	if err := d.start(ctx); err != nil {
+	if d.sockets, err = inherit(o.Sockets); err == nil {
+		err = d.start(ctx)
+	}
+	if err != nil {
 		cancel(err)
 		d.stop()
 		return err
@@ -55,8 +65,18 @@ func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
 	if o.Ready != nil {
 		o.Ready()
 	}
+	var pulse <-chan time.Time
+	if o.Watchdog > 0 {
+		t := time.NewTicker(o.Watchdog)
+		defer t.Stop()
+		pulse = t.C
+	}
 	for {
 		select {
+		case <-pulse:
+			if n.spool.View(func(*spool.Tx) error { return nil }) == nil {
+				o.Alive()
+			}
 		case <-ctx.Done():
 			d.stop()
 			n.log.Info("daemon stopped", "service", "master")
@@ -70,6 +90,9 @@ func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
 			} else {
 				n.log.Info("configuration reloaded", "service", "master")
 			}
+			if d.cert != nil {
+				d.cert.reload()
+			}
 		}
 	}
 }
@@ -80,6 +103,8 @@ type daemon struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup
 	servers []*smtpd.Server
+	sockets inherited    // of the service manager, not yet used
+	cert    *certificate // of [smtp] tls_cert; nil: none
 	http    *http.Server
 }
 
@@ -113,6 +138,11 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := d.listenControl(ctx); err != nil {
 		return err
 	}
+	for _, ln := range d.sockets {
+		d.log.Warn(fmt.Sprintf("the service manager listens on %s, which is neither in [smtp] listen nor in [link] listen", ln.Addr()))
+	}
+	d.sockets.close()
+	d.sockets = nil
 	d.run(ctx, "engine", d.bridge.Run)
 	d.run(ctx, "maildrop", d.watchMaildrop)
 	return nil
@@ -120,12 +150,15 @@ func (d *daemon) start(ctx context.Context) error {
 
 // stop waits for what is under way: mails inside DATA are finished, the rest is told to come again.
 func (d *daemon) stop() {
+	d.sockets.close()
+	mail, cancelMail := context.WithTimeout(context.Background(), time.Duration(d.config().SMTP.Finish))
+	defer cancelMail()
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, s := range d.servers {
 		wg.Add(1)
-		go func() { defer wg.Done(); s.Shutdown(ctx) }()
+		go func() { defer wg.Done(); s.Shutdown(mail) }()
 	}
 	if d.http != nil {
 		d.http.Shutdown(ctx)
@@ -136,14 +169,18 @@ func (d *daemon) stop() {
 
 func (n *Node) smtpLimits() smtpd.Limits {
 	c := n.config()
-	return smtpd.Limits{Recipients: c.SMTP.MaxRecipients, MessageSize: int64(c.SMTP.MaxSize), Received: c.Limits.Received}
+	return smtpd.Limits{Recipients: c.SMTP.MaxRecipients, MessageSize: int64(c.SMTP.MaxSize), Received: c.Limits.Received,
+		Conns: c.SMTP.Conns, ConnsPerClient: c.SMTP.ClientConns, ConnRate: c.SMTP.ClientRate, MailRate: c.SMTP.MailRate}
 }
 
-// server makes an SMTP or LMTP server of the configuration.
-func (n *Node) server(lmtp bool) (*smtpd.Server, error) {
+// server makes the server of one listener of the configuration.
+func (d *daemon) server(proto string) (*smtpd.Server, error) {
+	n := d.Node
 	c := n.config()
-	s := &smtpd.Server{Acceptor: n.bridge, Hostname: c.SMTP.Hostname, LMTP: lmtp, Limits: n.smtpLimits(),
-		RelayFrom: c.SMTP.Prefixes(), Normalize: c.SMTP.Normalize, Log: n.log.With("service", "smtpd")}
+	s := &smtpd.Server{Acceptor: mailDesk{n.bridge, n}, Hostname: c.SMTP.Hostname, LMTP: proto == config.LMTP, ImplicitTLS: proto == config.SMTPS,
+		Limits: n.smtpLimits(), RelayFrom: c.SMTP.Prefixes(), ProxyFrom: c.SMTP.Proxies(), Normalize: c.SMTP.Normalize,
+		Accounts: accounts{n.accounts, c.Domain}, AuthWithoutTLS: c.SMTP.AuthWithoutTLS, RequireTLS: c.SMTP.RequireTLS, Verify: c.SMTP.Vrfy,
+		Log: n.log.With("service", "smtpd")}
 	if len(c.SMTP.OpenTo) > 0 {
 		open, err := patterns(c.SMTP.OpenTo)
 		if err != nil {
@@ -159,11 +196,13 @@ func (n *Node) server(lmtp bool) (*smtpd.Server, error) {
 		}
 	}
 	if c.SMTP.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(c.SMTP.TLSCert, c.SMTP.TLSKey)
-		if err != nil {
-			return nil, fmt.Errorf("[smtp] tls_cert: %w", err)
+		if d.cert == nil {
+			var err error
+			if d.cert, err = newCertificate(c.SMTP.TLSCert, c.SMTP.TLSKey, n.log.With("service", "smtpd")); err != nil {
+				return nil, err
+			}
 		}
-		s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		s.TLS = d.cert.config()
 	}
 	return s, nil
 }
@@ -172,7 +211,9 @@ func (d *daemon) listenMail(ctx context.Context) error {
 	for _, l := range d.config().SMTP.Listen {
 		var ln net.Listener
 		var err error
-		if l.Network == "unix" {
+		if ln = d.sockets.take(l.Network, l.Addr); ln != nil {
+			d.log.Info(fmt.Sprintf("socket %s was handed over", l))
+		} else if l.Network == "unix" {
 			if err = os.MkdirAll(filepath.Dir(l.Addr), 0o755); err == nil {
 				ln, err = smtpd.ListenUnix(l.Addr, smtpd.SocketMode)
 			}
@@ -182,7 +223,7 @@ func (d *daemon) listenMail(ctx context.Context) error {
 		if err != nil {
 			return &Error{Message: fmt.Sprintf("listen on %s: %v", l, err), Hint: "is another daemon there? change [smtp] listen", Exit: ExitUnavailable}
 		}
-		s, err := d.server(l.Proto == "lmtp")
+		s, err := d.server(l.Proto)
 		if err != nil {
 			ln.Close()
 			return err
@@ -206,7 +247,7 @@ func (d *daemon) listenSubmission(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	smtp, err := d.server(false)
+	smtp, err := d.server("")
 	if err != nil {
 		ln.Close()
 		return err
@@ -221,7 +262,7 @@ func (d *daemon) listenSubmission(ctx context.Context) error {
 
 func (d *daemon) listenLinks(ctx context.Context) error {
 	for _, addr := range d.config().Link.Listen {
-		ln, err := net.Listen("tcp", addr)
+		ln, err := d.sockets.listen(addr)
 		if err != nil {
 			return &Error{Message: fmt.Sprintf("listen for neighbours on %s: %v", addr, err), Hint: "change [link] listen", Exit: ExitUnavailable}
 		}

@@ -10,6 +10,7 @@ import (
 	"mochila/bridge"
 	"mochila/spool"
 	"mochila/transport"
+	"mochila/transport/all"
 )
 
 // syncRounds is how often a folder is visited in one sync: what was read may bring receipts and reports to write.
@@ -76,7 +77,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		r := rs[0]
 		line.add(r.Stats)
 		if r.Err != nil {
-			line.Error, line.Hint = r.Err.Error(), n.roomHint(r.Err)
+			line.Error, line.Hint = r.Err.Error(), n.adviceFor(r.Err)
 			line.Absent, line.Full = errors.Is(r.Err, transport.ErrAbsent), errors.Is(r.Err, transport.ErrFull)
 		}
 		n.settle(ctx)
@@ -88,8 +89,8 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 	return line
 }
 
-// roomHint says what would help: room, when the disk of this node or of the carrier is full; or what the carrier says.
-func (n *Node) roomHint(err error) string {
+// adviceFor says what would help: when a disk is full, this node's or the carrier's, and whatever the carrier knows.
+func (n *Node) adviceFor(err error) string {
 	switch {
 	case errors.Is(err, spool.ErrFull):
 		return "make room on the disk of " + n.home.SpoolDir + "; what was not taken stays with the neighbour"
@@ -112,7 +113,7 @@ func (l *SyncLine) add(s transport.Stats) {
 // visit reads what a stranger left on a folder; if it proves an invitation, it is a peer afterwards, and the contact
 // is made.
 func (n *Node) visit(ctx context.Context, t target, line SyncLine) SyncLine {
-	carrier, err := transport.Parse(transport.Schemes(), t.contact.URL)
+	carrier, err := all.Parse(t.contact.URL)
 	if err != nil {
 		line.Error = err.Error()
 		return line
@@ -227,7 +228,7 @@ func (n *Node) byURL(ctx context.Context, url string) ([]target, error) {
 	}
 	senders, err := transport.Senders(ctx, folder, n.keys.ID().Label())
 	if err != nil {
-		return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
+		return nil, openError(url, err)
 	}
 	for _, l := range senders {
 		for _, p := range n.bridge.Policy().Peers {

@@ -20,6 +20,7 @@ import (
 	"mochila/internal/seal"
 	"mochila/spool"
 	"mochila/transport"
+	"mochila/transport/all"
 )
 
 // act is POST /v1/queue.
@@ -75,7 +76,7 @@ func (n *Node) card() string { return n.keys.Card().Text() }
 // carrierURL accepts a plain folder where a carrier URL is meant.
 func carrierURL(s string) (string, error) {
 	if strings.Contains(s, ":") && !strings.HasPrefix(s, "/") && !strings.HasPrefix(s, ".") {
-		if _, err := transport.Parse(transport.Schemes(), s); err != nil {
+		if _, err := all.Parse(s); err != nil {
 			return "", hintOf(err, ExitUsage)
 		}
 		return s, nil
@@ -97,9 +98,18 @@ func hintOf(err error, exit int) *Error {
 	return e
 }
 
+// openError says that a folder could not be opened.
+func openError(url string, err error) *Error {
+	e := hintOf(fmt.Errorf("open %s: %w", url, err), ExitNoInput)
+	if e.Hint == "" && strings.HasPrefix(url, "dir:") {
+		e.Hint = "is the stick plugged in and mounted?"
+	}
+	return e
+}
+
 // folderOf opens the folder of a carrier; nil when it is not one.
 func folderOf(url string) (transport.Folder, error) {
-	c, err := transport.Parse(transport.Schemes(), url)
+	c, err := all.Parse(url)
 	if err != nil {
 		return nil, hintOf(err, ExitUsage)
 	}
@@ -139,7 +149,7 @@ func (n *Node) invite(ctx context.Context, q InviteRequest) (*InviteReply, error
 	}
 	if folder != nil {
 		if _, err := folder.List(ctx, "mochila"); err != nil {
-			return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
+			return nil, openError(url, err)
 		}
 	}
 	inv, err := n.bridge.Invite(q.Name, contact)
@@ -235,7 +245,7 @@ func (n *Node) join(ctx context.Context, q JoinRequest) (*JoinReply, error) {
 func (n *Node) findInvitation(ctx context.Context, f transport.Folder, url string) ([]byte, error) {
 	dirs, err := f.Dirs(ctx, "mochila/invite")
 	if err != nil {
-		return nil, &Error{Message: fmt.Sprintf("open %s: %v", url, err), Hint: "is the stick plugged in and mounted?", Exit: ExitNoInput}
+		return nil, openError(url, err)
 	}
 	own := n.keys.ID().Label().String()
 	dirs = slices.DeleteFunc(dirs, func(d string) bool {
@@ -430,6 +440,15 @@ func (n *Node) status() (*Status, error) {
 		return nil, err
 	}
 	s.Quarantine = len(q)
+	channels, err := n.jobChannels()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range channels {
+		if c.Waiting > 0 || c.State != "" {
+			s.Jobs = append(s.Jobs, c)
+		}
+	}
 	card := n.keys.Card()
 	s.Card = CardStatus{Serial: card.Serial, UseUntil: card.UseUntil, KeepUntil: card.KeepUntil}
 	now := time.Now()
@@ -456,13 +475,14 @@ func (n *Node) check() *CheckReport {
 			if c.Carrier == "" {
 				continue
 			}
-			if _, err := transport.Parse(transport.Schemes(), n.absCarrier(c.Carrier)); err != nil {
+			if _, err := all.Parse(n.absCarrier(c.Carrier)); err != nil {
 				r.Problems = append(r.Problems, fmt.Sprintf("contact %s: %v", c.Name, err))
 			}
 		}
 		if _, err := n.policy(cfg); err != nil {
 			r.Problems = append(r.Problems, err.Error())
 		}
+		r.Problems = append(r.Problems, handlerUsers(cfg)...)
 	}
 	p := n.bridge.Policy()
 	for _, x := range p.Peers {

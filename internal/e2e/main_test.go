@@ -10,13 +10,19 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"mochila/bridge/jobs/builtin"
 )
 
 // bin is the folder with the programs under test, built once.
 var bin string
 
 func TestMain(m *testing.M) {
+	builtin.Main() // daemons in this process start this binary for their built-in handlers
 	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		f.Value.Set("8") // what runs in parallel here waits most of the time: for timers, contacts and other programs
+	}
 	os.Exit(run(m))
 }
 

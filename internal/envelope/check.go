@@ -1,6 +1,9 @@
 package envelope
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Limits that Check enforces, in front of every wire and behind every listener.
 const (
@@ -8,6 +11,7 @@ const (
 	MaxAddr       = 1000    // bytes of an address or parameter, far above RFC 5321 section 4.5.3.1
 	MaxHeader     = 4 << 20 // bytes of an encoded envelope without its content
 	MaxHops       = 255
+	MaxAge        = 100 * 365 * 24 * time.Hour // of Envelope.Age; more is written as that
 )
 
 // lastAction is the highest Action there is.
@@ -25,6 +29,8 @@ func (e *Envelope) Check() error {
 		return fmt.Errorf("%w: priority %d is not within -9 and 9", ErrFormat, e.Priority)
 	case e.Hops < 0 || e.Hops > MaxHops:
 		return fmt.Errorf("%w: %d hops, more than %d", ErrFormat, e.Hops, MaxHops)
+	case e.Age < 0:
+		return fmt.Errorf("%w: age %s", ErrFormat, e.Age)
 	case e.Size < 0:
 		return fmt.Errorf("%w: size %d", ErrFormat, e.Size)
 	case e.Size > 0 && e.Sum == [32]byte{}:

@@ -78,6 +78,8 @@ func parse(b []byte, stored bool) (*Envelope, error) {
 			e.kind(&d, KindResult)
 			e.Result = new(Result)
 			d.Sub(e.Result.parse)
+		case envAge:
+			e.Age = time.Duration(d.Max(uint64(MaxAge/time.Second))) * time.Second
 		case envOrigin, envTransit:
 			if !stored {
 				d.Unknown()

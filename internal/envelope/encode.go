@@ -20,6 +20,7 @@ const (
 	envReport   = 11
 	envTransit  = 12 // stored form only
 	envResult   = 13
+	envAge      = 14
 
 	mailSender     = 1
 	mailRecipient  = 2
@@ -140,6 +141,7 @@ func (e *Envelope) fields(w *Enc, stored bool) {
 		}
 		w.End(m)
 	}
+	w.Uint(envAge, uint64(min(max(e.Age, 0), MaxAge)/time.Second))
 }
 
 // milli is t in the units and bounds of Enc.Time.

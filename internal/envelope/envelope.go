@@ -29,10 +29,13 @@ type Envelope struct {
 	Size     int64     // content bytes
 	Sum      [32]byte  // SHA-256 of the content
 	Hops     int       // nodes it has passed; loops end at 20
-	Mail     *Mail
-	Report   *Report
-	Job      *Job
-	Result   *Result
+	// Age is how long it had waited in queues when it was sealed, each node counting by its own running time: a lower
+	// bound of its true age that no wrong clock spoils. Whole seconds.
+	Age    time.Duration
+	Mail   *Mail
+	Report *Report
+	Job    *Job
+	Result *Result
 }
 
 // Mail is an SMTP envelope (RFC 5321) with its extensions. Addresses are wire text: quotes kept, no angle brackets.

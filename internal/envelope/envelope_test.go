@@ -33,7 +33,7 @@ func fullMail() *Envelope {
 	auth := "ana+40camp.example"
 	return &Envelope{
 		ID: fixedID(2), Kind: KindMail, Created: t0.Add(5 * time.Millisecond), Expires: time.Unix(1785000000, 0).UTC(),
-		Priority: -4, Size: 1 << 40, Sum: sha256.Sum256([]byte("full")), Hops: 3,
+		Priority: -4, Size: 1 << 40, Sum: sha256.Sum256([]byte("full")), Hops: 3, Age: 90 * time.Minute,
 		Mail: &Mail{
 			Sender: `"odd sender"@camp.example`,
 			Recipients: []Recipient{

@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "write the vectors of testdata anew (only when the format changes)")
@@ -203,6 +205,9 @@ func envelopeVectors() []vector {
 		{"envelope", "ok-report", AppendEnvelope(nil, report()), ""},
 		{"envelope", "ok-null-sender-no-content", mail(simple), ""},
 		{"envelope", "ok-deliverby-without-deadline", mail(simple + string(fields(8, ""))), ""},
+		{"envelope", "ok-age", with(func(e *Envelope) { e.Age = 40 * 24 * time.Hour }), ""},
+		{"envelope", "age-above-a-hundred-years", append(mail(simple), fields(14, string(binary.AppendUvarint(nil, 3153600001)))...), "more than 3153600000"},
+		{"envelope", "age-zero", append(mail(simple), fields(14, "\x00")...), "field 14"},
 		{"envelope", "ok-empty-auth", with(func(e *Envelope) { e.Mail.Auth = &auth }), ""},
 
 		{"envelope", "empty", nil, "no envelope id"},
@@ -211,7 +216,7 @@ func envelopeVectors() []vector {
 		{"envelope", "id-zero", with(func(e *Envelope) { e.ID = ID{} }), "without id"},
 		{"envelope", "fields-out-of-order", fields(1, id, 5, 9, 3, expires, 9, simple), "field 3 after field 5"},
 		{"envelope", "field-twice", fields(1, id, 3, expires, 3, expires, 9, simple), "field 3 after field 3"},
-		{"envelope", "field-unknown", fields(1, id, 3, expires, 9, simple, 14, "x"), "unknown field 14"},
+		{"envelope", "field-unknown", fields(1, id, 3, expires, 9, simple, 15, "x"), "unknown field 15"},
 		{"envelope", "length-past-the-end", append(fields(1, id, 3, expires), 9, 40, 1), "says 40 bytes, 1 are left"},
 		{"envelope", "length-not-minimal", append([]byte{1, 0x90, 0}, id...), "broken number"},
 		{"envelope", "length-of-11-bytes", append([]byte{1}, bytes.Repeat([]byte{0xff}, 11)...), "broken number"},

@@ -33,6 +33,18 @@ type Hop struct {
 	Expiry      time.Time // whole seconds, up to the year 2106; zero is the past
 	Class       uint8     // priority class
 	HopLimit    uint8     // hops the payload may still make
+	Left        uint16    // life left, in units of LeftUnit; LeftMax: that long or longer, or not known
+}
+
+// LeftUnit is the unit of Hop.Left, and LeftMax its largest value, which nobody counts down.
+const (
+	LeftUnit = 10 * time.Minute
+	LeftMax  = math.MaxUint16
+)
+
+// LeftOf is a time as Hop.Left tells it, rounded up.
+func LeftOf(d time.Duration) uint16 {
+	return uint16(min(max((d+LeftUnit-1)/LeftUnit, 0), LeftMax))
 }
 
 // SealHop returns a hop box: HopSize bytes, OfferSize more with the offer. The payload is to follow it. About seq and
@@ -54,7 +66,8 @@ func (s *Session) SealHop(seq uint64, salt [16]byte, withOffer bool, p Hop) ([]b
 	plain = append(plain, uint48(uint64(p.Length))...)
 	plain = append(plain, p.PayloadHash[:]...)
 	plain = binary.BigEndian.AppendUint32(plain, uint32(min(max(p.Expiry.Unix(), 0), math.MaxUint32)))
-	plain = append(plain, p.Class, p.HopLimit, 0, 0)
+	plain = append(plain, p.Class, p.HopLimit)
+	plain = binary.BigEndian.AppendUint16(plain, p.Left)
 	box := h.Append(make([]byte, 0, h.BodyStart()+hopPlain+Overhead))
 	if withOffer {
 		box = append(box, s.Offer...)
@@ -81,8 +94,8 @@ func (s *Session) OpenHop(h Header, seq uint64, b []byte) (Hop, error) {
 	if err != nil {
 		return p, fmt.Errorf("hop box: %w", err)
 	}
-	if plain[0] != kindHop || plain[1] != PayloadBundle && plain[1] != PayloadLayer || plain[38] != 0 || plain[39] != 0 {
-		return p, fmt.Errorf("hop box: %w", badFormat("unknown kind %d, payload type %d or reserved bits", plain[0], plain[1]))
+	if plain[0] != kindHop || plain[1] != PayloadBundle && plain[1] != PayloadLayer {
+		return p, fmt.Errorf("hop box: %w", badFormat("unknown kind %d or payload type %d", plain[0], plain[1]))
 	}
 	p.Type = plain[1]
 	copy(p.Dest[:], plain[2:10])
@@ -90,6 +103,7 @@ func (s *Session) OpenHop(h Header, seq uint64, b []byte) (Hop, error) {
 	copy(p.PayloadHash[:], plain[16:32])
 	p.Expiry = time.Unix(int64(binary.BigEndian.Uint32(plain[32:36])), 0).UTC()
 	p.Class, p.HopLimit = plain[36], plain[37]
+	p.Left = binary.BigEndian.Uint16(plain[38:40])
 	return p, nil
 }
 

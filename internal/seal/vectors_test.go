@@ -190,14 +190,14 @@ func TestVectorItems(t *testing.T) {
 			}
 		}
 	}
-	hop := Hop{Type: PayloadBundle, Dest: hub.ID().Label(), Length: 1234, PayloadHash: salt(1), Expiry: start, Class: 2, HopLimit: 20}
+	hop := Hop{Type: PayloadBundle, Dest: hub.ID().Label(), Length: 1234, PayloadHash: salt(1), Expiry: start, Class: 2, HopLimit: 20, Left: 0x0203}
 	box, err := i.SealHop(8, salt(8), false, hop)
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join("testdata", "item", "hop-box.txt")
 	if *update {
-		writeVector(t, path, "a hop box, number 8, salt 00..08: bundle of 1234 bytes for hub, hash 00..01, class 2, 20 hops", vector{"item": hex.EncodeToString(box)})
+		writeVector(t, path, "a hop box, number 8, salt 00..08: bundle of 1234 bytes for hub, hash 00..01, class 2, 20 hops, 515 times ten minutes left", vector{"item": hex.EncodeToString(box)})
 	}
 	if v := readVector(t, path); v["item"] != hex.EncodeToString(box) {
 		t.Errorf("hop box %x, want %s", box, v["item"])

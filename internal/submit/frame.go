@@ -27,6 +27,7 @@ const (
 	VerbList   Verb = 3 // print the queue
 	VerbFlush  Verb = 4 // try what is waiting now
 	VerbVerify Verb = 5 // print where these recipients would go
+	VerbJobs   Verb = 6 // speak the control API's verbs on remote jobs from here on, within [jobs] submit
 )
 
 // Field numbers of a record. 1 to 10 are those of a mail in docs/format.md, and so are those inside of a recipient

@@ -39,6 +39,9 @@ type Desk interface {
 	// ServeSMTP speaks SMTP with a local user until the connection ends, and closes it. It returns soon after ctx
 	// is done.
 	ServeSMTP(ctx context.Context, conn net.Conn, uid int64)
+	// ServeJobs answers the verbs on remote jobs of the control API, within what the user may, and closes the
+	// connection. user is the login name. It returns soon after ctx is done.
+	ServeJobs(ctx context.Context, conn net.Conn, uid int64, user string)
 }
 
 // Options bound what local users may do. Zero values take the defaults.
@@ -250,7 +253,11 @@ func (s *Server) answer(ctx context.Context, c *conn, uid int64, out io.Writer) 
 	if ctx.Err() != nil {
 		return "", errTaken
 	}
-	s.desk.ServeSMTP(ctx, &buffered{Conn: c.Conn, r: br}, uid)
+	if q.Verb == submit.VerbJobs {
+		s.desk.ServeJobs(ctx, &buffered{Conn: c.Conn, r: br}, uid, s.opt.User(uid))
+	} else {
+		s.desk.ServeSMTP(ctx, &buffered{Conn: c.Conn, r: br}, uid)
+	}
 	return "", errTaken
 }
 

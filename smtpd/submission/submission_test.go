@@ -93,6 +93,12 @@ func (d *desk) ServeSMTP(ctx context.Context, c net.Conn, uid int64) {
 	io.Copy(c, c)
 }
 
+func (d *desk) ServeJobs(ctx context.Context, c net.Conn, uid int64, user string) {
+	defer c.Close()
+	fmt.Fprintf(c, "jobs of %d %s\n", uid, user)
+	io.Copy(c, c)
+}
+
 func (d *desk) counts() (committed, aborted int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -275,6 +281,20 @@ func TestSMTPKeepsWhatWasReadAhead(t *testing.T) {
 	b, err := io.ReadAll(c)
 	if want := fmt.Sprintf("220 %d\r\nQUIT\r\n", os.Getuid()); err != nil || string(b) != want {
 		t.Errorf("%q, %v", b, err)
+	}
+	stop()
+}
+
+func TestJobsKnowWhoCalls(t *testing.T) {
+	path, stop := start(t, &desk{}, Options{User: func(uid int64) string { return fmt.Sprintf("user-%d", uid) }})
+	c := dial(t, path)
+	if _, err := c.Write(append(submit.AppendRequest(nil, submit.VerbJobs, &submit.Mail{}), "GET"...)); err != nil {
+		t.Fatal(err)
+	}
+	c.(*net.UnixConn).CloseWrite()
+	b, err := io.ReadAll(c)
+	if want := fmt.Sprintf("jobs of %d user-%[1]d\nGET", os.Getuid()); err != nil || string(b) != want {
+		t.Errorf("got %q, %v, want %q", b, err, want)
 	}
 	stop()
 }

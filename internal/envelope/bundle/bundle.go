@@ -24,13 +24,13 @@ const Kind = 2
 // Encoding counts the ways this package has compressed: it goes up whenever the same records may give other
 // bytes than before (another release of the compressor, another level, another rule for frames). Whoever keeps a
 // recipe instead of the bytes keeps this number beside it, and seals anew when it differs.
-const Encoding = 1
+const Encoding = 2
 
 const (
 	// MaxFrame is the most that a frame held in memory inflates to, in bytes.
 	MaxFrame = 1 << 20
 	// HeaderSize is how many bytes the content begins with before its first frame.
-	HeaderSize = 5
+	HeaderSize = 9
 
 	maxChunk  = 64 << 10 // of a streamed frame
 	maxWindow = 8 << 20  // that a decoder keeps
@@ -61,6 +61,18 @@ var (
 type Header struct {
 	// Expires is when the last of the envelopes expires; written in seconds, rounded up, until the year 2106.
 	Expires time.Time
+	// Made is when it was sealed, by the clock of its origin; written in whole seconds. Receivers compare clocks by it, and
+	// tell from it how long relays had it. It is never used to accept or refuse.
+	Made time.Time
+}
+
+// Life is how long the last of the envelopes had to live when the bundle was sealed, as its header tells it.
+func (h Header) Life() time.Duration {
+	got, err := parseHeader(h.append(nil))
+	if err != nil {
+		return 0
+	}
+	return got.Expires.Sub(got.Made)
 }
 
 func (h Header) append(b []byte) []byte {
@@ -68,7 +80,8 @@ func (h Header) append(b []byte) []byte {
 	if h.Expires.Nanosecond() > 0 {
 		s++
 	}
-	return binary.BigEndian.AppendUint32(append(b, Kind), uint32(min(max(s, 1), 1<<32-1)))
+	b = binary.BigEndian.AppendUint32(append(b, Kind), uint32(min(max(s, 1), 1<<32-1)))
+	return binary.BigEndian.AppendUint32(b, uint32(min(max(h.Made.Unix(), 1), 1<<32-1)))
 }
 
 func parseHeader(b []byte) (Header, error) {
@@ -79,7 +92,11 @@ func parseHeader(b []byte) (Header, error) {
 	if s == 0 {
 		return Header{}, badFormat("bundle that never expires")
 	}
-	return Header{Expires: time.Unix(int64(s), 0).UTC()}, nil
+	made := binary.BigEndian.Uint32(b[5:])
+	if made == 0 {
+		return Header{}, badFormat("bundle that was never made")
+	}
+	return Header{Expires: time.Unix(int64(s), 0).UTC(), Made: time.Unix(int64(made), 0).UTC()}, nil
 }
 
 func badFormat(format string, a ...any) error {

@@ -70,7 +70,7 @@ func (r *Reader) Request() (*Request, error) {
 		return nil, bad("version %d is not known here", head[4])
 	}
 	q := &Request{Verb: submit.Verb(head[5])}
-	if q.Verb < submit.VerbSubmit || q.Verb > submit.VerbVerify {
+	if q.Verb < submit.VerbSubmit || q.Verb > submit.VerbJobs {
 		return nil, bad("verb %d is not known here", head[5])
 	}
 	n := binary.BigEndian.Uint32(head[6:])

@@ -132,7 +132,7 @@ func TestDefects(t *testing.T) {
 		"wrong magic":       edit(good, func(b []byte) []byte { b[0] = 'X'; return b }),
 		"version 2":         edit(good, func(b []byte) []byte { b[4] = 2; return b }),
 		"verb 0":            edit(good, func(b []byte) []byte { b[5] = 0; return b }),
-		"verb 6":            edit(good, func(b []byte) []byte { b[5] = 6; return b }),
+		"verb 7":            edit(good, func(b []byte) []byte { b[5] = 7; return b }),
 		"record of 4 GiB":   edit(good, func(b []byte) []byte { copy(b[6:], "\xff\xff\xff\xff"); return b }),
 		"chunk of 4 GiB":    edit(good, func(b []byte) []byte { copy(b[record:], "\xff\xff\xff\xff"); return b }),
 		"chunk too big":     edit(good, func(b []byte) []byte { copy(b[record:], "\x00\x10\x00\x01"); return b }),

@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"mochila/internal/peertest"
+)
+
+// packetFiles are the packets that lie below a folder: files with names of 52 characters, whatever stands around them.
+func packetFiles(t testing.TB, root string) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return nil // what somebody has just removed
+		}
+		if name := e.Name(); len(name) == 52 && !strings.ContainsAny(name, ".~") {
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// mischief does to a folder what bad media, careless people and careless programs do.
+type mischief struct {
+	t      testing.TB
+	root   string
+	stolen map[string][]byte // packets that were lost, to come again
+}
+
+func newMischief(t testing.TB, root string) *mischief {
+	return &mischief{t: t, root: root, stolen: map[string][]byte{}}
+}
+
+// harm does one thing to each of the packets that lie there, most of the time, and returns to how many. Lost ones come
+// back at the next call, when nobody wants them any more.
+func (m *mischief) harm(r *rand.Rand) (hits int) {
+	m.t.Helper()
+	files := packetFiles(m.t, m.root)
+	for path, b := range m.stolen {
+		if os.WriteFile(path, b, 0o644) == nil {
+			delete(m.stolen, path)
+		}
+	}
+	for i, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil || len(b) == 0 {
+			continue
+		}
+		what := r.IntN(6)
+		if i == 0 { // there may be only this one
+			what = r.IntN(3)
+		}
+		switch what {
+		case 0:
+			m.stolen[path] = b
+			os.Remove(path)
+		case 1:
+			os.Truncate(path, int64(r.IntN(len(b))))
+		case 2:
+			flipped := append([]byte{}, b...)
+			flipped[r.IntN(len(b))] ^= 1 << r.IntN(8)
+			os.WriteFile(path, flipped, 0o644)
+		case 3:
+			os.WriteFile(path+".sync-conflict-20300101-000000-ABCDEFG", b, 0o644)
+		case 4:
+			os.WriteFile(filepath.Join(filepath.Dir(path), ".tmp-left-behind"), b[:len(b)/2], 0o644)
+		default:
+			continue
+		}
+		hits++
+	}
+	return hits
+}
+
+// badLine listens and passes connections on to a target, over a line that breaks: the first ones are cut or changed
+// after a while, then it has mercy.
+type badLine struct {
+	addr string
+
+	mu    sync.Mutex
+	r     *rand.Rand
+	left  int // faults still to come
+	flips bool
+	done  int
+}
+
+// newBadLine returns a line with so many faults to a target, "tcp" or "unix". With flips some of them invert a bit.
+func newBadLine(t testing.TB, r *rand.Rand, network, target string, faults int, flips bool) *badLine {
+	t.Helper()
+	b := &badLine{r: r, left: faults, flips: flips}
+	at := "127.0.0.1:0"
+	if network == "unix" {
+		at = filepath.Join(shortDir(t), "line.sock")
+	}
+	l, err := net.Listen(network, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.addr = l.Addr().String()
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { b.pass(c, network, target) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); all.Wait() })
+	return b
+}
+
+// faults is how many have happened.
+func (b *badLine) faults() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done
+}
+
+// fate is what happens to one direction of a connection: after so many bytes it is cut, or a bit changes. -1: nothing.
+type fate struct {
+	after int64
+	flip  bool
+}
+
+func (b *badLine) next() fate {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.left == 0 {
+		return fate{after: -1}
+	}
+	b.left--
+	return fate{after: int64(50 + b.r.IntN(40_000)), flip: b.flips && b.r.IntN(2) == 0}
+}
+
+func (b *badLine) happened() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.done++
+}
+
+func (b *badLine) pass(c net.Conn, network, target string) {
+	defer c.Close()
+	d, err := net.Dial(network, target)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	var both sync.WaitGroup
+	way := func(to, from net.Conn, f fate) {
+		both.Go(func() {
+			defer to.Close()
+			defer from.Close()
+			if f.after >= 0 {
+				if _, err := io.CopyN(to, from, f.after); err != nil {
+					return
+				}
+				b.happened()
+				if !f.flip {
+					return
+				}
+				one := make([]byte, 1)
+				if _, err := io.ReadFull(from, one); err != nil {
+					return
+				}
+				one[0] ^= 0x10
+				if _, err := to.Write(one); err != nil {
+					return
+				}
+			}
+			io.Copy(to, from)
+		})
+	}
+	way(d, c, b.next())
+	way(c, d, b.next())
+	both.Wait()
+}
+
+// brokenPipe is a script that runs a command and cuts its output after a while, the first times that it is called.
+func brokenPipe(t testing.TB, times int, command string) (script string, faults func() int) {
+	t.Helper()
+	dir := t.TempDir()
+	script = filepath.Join(dir, "line.sh")
+	text := fmt.Sprintf(`#!/bin/sh
+echo x >>%[1]s/calls
+n=$(wc -l <%[1]s/calls)
+[ "$n" -gt %[2]d ] && exec %[3]s
+%[3]s | head -c $((n * 3000))
+`, dir, times, command)
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return script, func() int {
+		b, err := os.ReadFile(filepath.Join(dir, "calls"))
+		if err != nil {
+			return 0
+		}
+		return min(times, strings.Count(string(b), "\n"))
+	}
+}
+
+// link is how another node reaches n's link socket by a command.
+func (n *node) link() string { return program("mochila") + " --home " + n.dir + " receive --link" }
+
+// listens is the configuration that lets neighbours call n, and the address.
+func listens(t testing.TB) (conf, addr string) {
+	addr = peertest.FreePort(t)
+	return "[link]\nlisten = [" + toml(addr) + "]\n", addr
+}
