@@ -208,6 +208,9 @@ func (b *Batch) numbered(tx *spool.Tx, k chanKey, c *inChan, env *envelope.Envel
 			return err
 		}
 	}
+	if c.status == held && c.lack && job.Epoch == c.epoch && job.Seq == c.next {
+		c.status, c.reason = open, "" // what nobody knew of has come after all
+	}
 	if err := j.gap(tx, c); err != nil {
 		return err
 	}
@@ -369,7 +372,7 @@ func (b *Batch) conflict(tx *spool.Tx, k chanKey, c *inChan, env *envelope.Envel
 	if err := b.j.tell(tx, env.Origin, env.ID, r, nil, nil); err != nil {
 		return err
 	}
-	c.status, c.reason, c.since = held, why, b.j.o.Now()
+	c.hold(why, false, b.j.o.Now())
 	return putIn(tx, k, c)
 }
 
@@ -439,8 +442,7 @@ func (b *Batch) TakeResume(tx *spool.Tx, peer envelope.NodeID, r *envelope.Resum
 		if p, ok, err := j.firstHeld(tx, c); err != nil {
 			return err
 		} else if ok && p.epoch == c.epoch && p.seq >= r.Next {
-			c.status, c.since = held, j.o.Now()
-			c.reason = fmt.Sprintf("the origin does not know number %d: it was restored from an older copy", c.next)
+			c.hold(fmt.Sprintf("the origin does not know number %d: it was restored from an older copy", c.next), true, j.o.Now())
 		}
 	}
 	if !laterEpoch(c.epoch, r.Epoch) {

@@ -118,7 +118,7 @@ func (j *Jobs) pick(tx *spool.Tx, b *Batch, l lane, c *inChan, last *run, p *Pol
 				}
 			}
 			if why != "" {
-				c.status, c.reason, c.since = held, why, j.o.Now()
+				c.hold(why, true, j.o.Now())
 				b.owe(l.peer)
 			}
 			return nil, nil, wake, j.gap(tx, c)
@@ -206,7 +206,7 @@ func (j *Jobs) handle(tx *spool.Tx, b *Batch, c *inChan, r *run, last *run, p *P
 		return nil, wake, nil
 	case v.hold && v.end == 0:
 		// a barrier: nothing has happened, and nothing will
-		c.status, c.reason, c.since = held, v.why, now
+		c.hold(v.why, false, now)
 		b.owe(r.peer)
 		return nil, wake, nil
 	case v.run == nil:
@@ -394,8 +394,7 @@ func (j *Jobs) finish(tx *spool.Tx, b *Batch, c *inChan, r *run, res *envelope.R
 		if r.free {
 			r.s.flags |= slotHeld
 		} else {
-			c.status, c.since = held, j.o.Now()
-			c.reason = fmt.Sprintf("job %s is %s%s", res.Ref, res.State, detail(&envelope.Result{State: res.State, Exit: res.Exit, Signal: res.Signal, Reason: res.Reason}))
+			c.hold(fmt.Sprintf("job %s is %s%s", res.Ref, res.State, detail(&envelope.Result{State: res.State, Exit: res.Exit, Signal: res.Signal, Reason: res.Reason})), false, j.o.Now())
 			b.owe(r.peer)
 		}
 		return tx.KV(r.table()).Put(r.key, r.s.encode())

@@ -211,6 +211,7 @@ type inChan struct {
 	arrived uint64  // counts those in no order
 	status  uint8
 	reason  string
+	lack    bool      // held, because the next number is missing
 	since   time.Time // of status, or of the gap
 	gap     bool      // next is missing and something behind it is here
 	lost    bool      // nothing starts before a resume
@@ -225,6 +226,11 @@ type inChan struct {
 	repSum  uint64 // what the last one said, in short
 	repAt   time.Time
 	repWait time.Duration
+}
+
+// hold stops the channel until somebody decides, or, if it lacks its next number, until that comes.
+func (c *inChan) hold(why string, lack bool, now time.Time) {
+	c.status, c.reason, c.lack, c.since = held, why, lack, now
 }
 
 func (c *inChan) encode() []byte {
@@ -253,6 +259,7 @@ func (c *inChan) encode() []byte {
 	for _, r := range c.ended {
 		w.Item(20, binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.First), r.Count))
 	}
+	w.Bool(21, c.lack)
 	return w.B
 }
 
@@ -305,6 +312,8 @@ func parseInChan(b []byte) (*inChan, error) {
 			if v := d.List(); len(v) == 16 {
 				c.ended = append(c.ended, envelope.Range{First: binary.BigEndian.Uint64(v), Count: binary.BigEndian.Uint64(v[8:])})
 			}
+		case 21:
+			c.lack = d.Bool()
 		default:
 			d.Unknown()
 		}
