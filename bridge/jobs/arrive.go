@@ -438,7 +438,9 @@ func (b *Batch) TakeResume(tx *spool.Tx, peer envelope.NodeID, r *envelope.Resum
 			return err
 		}
 	}
-	if r.Epoch == c.epoch && c.next >= r.Next && c.gap {
+	// The origin may have given out more numbers since it wrote this, but not in an epoch that is over.
+	inc, known := j.o.PeerIncarnation(peer)
+	if over := known && laterEpoch(inc, r.Epoch); over && r.Epoch == c.epoch && c.next >= r.Next && c.gap {
 		if p, ok, err := j.firstHeld(tx, c); err != nil {
 			return err
 		} else if ok && p.epoch == c.epoch && p.seq >= r.Next {
