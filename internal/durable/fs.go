@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is what the durable write needs of an open file.
@@ -21,7 +23,7 @@ type File interface {
 	io.Writer
 	io.Seeker
 	io.Closer
-	// Sync returns when the content and length are on the disk. The name is not: see FS.SyncDir.
+	// Sync returns when the content and length are on the disk; times are not waited for. The name is not: see FS.SyncDir.
 	Sync() error
 	Stat() (fs.FileInfo, error)
 	// Name is the path it was opened with.
@@ -32,6 +34,9 @@ type File interface {
 type FS interface {
 	// Create makes a new file for reading and writing and fails with fs.ErrExist if the name is taken.
 	Create(path string, perm fs.FileMode) (File, error)
+	// OpenWrite opens a regular file that is there for reading and writing, from its start and as it is. A symbolic link
+	// as last element is refused.
+	OpenWrite(path string) (File, error)
 	// Open opens a regular file for reading. A symbolic link as last element is refused.
 	Open(path string) (File, error)
 	// Rename replaces the file newpath, if there is one, in one step. It is durable after SyncDir of both folders.
@@ -57,12 +62,29 @@ func (OS) Create(path string, perm fs.FileMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	return &osFile{File: f}, nil
+}
+
+// OpenWrite implements FS.
+func (OS) OpenWrite(path string) (File, error) {
+	f, err := openRegular(path, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{File: f}, nil
 }
 
 // Open implements FS. It does not hang on a fifo that somebody put in a file's place.
 func (OS) Open(path string) (File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	f, err := openRegular(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func openRegular(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +99,37 @@ func (OS) Open(path string) (File, error) {
 	}
 	return f, nil
 }
+
+// osFile is a file that is being written.
+type osFile struct {
+	*os.File
+	begun int64 // so much of it is on its way to the disk
+}
+
+// Sync implements File: fdatasync(2) makes content and length durable, and does not wait for the journal when only a
+// time of the file has changed.
+func (f *osFile) Sync() error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// Begin implements Beginner.
+func (f *osFile) Begin(size int64) {
+	if n := size - f.begun; n > 0 && unix.SyncFileRange(int(f.Fd()), f.begun, n, unix.SYNC_FILE_RANGE_WRITE) == nil {
+		f.begun = size
+	}
+}
+
+// Beginner is an optional method of a File: Begin has the first size bytes, which are written, brought to the disk
+// without waiting for it, so that a later Sync waits less. It promises nothing.
+type Beginner interface{ Begin(size int64) }
 
 // Rename implements FS.
 func (OS) Rename(oldpath, newpath string) error { return os.Rename(oldpath, newpath) }

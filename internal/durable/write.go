@@ -49,6 +49,15 @@ func fill(f File, write func(io.Writer) error) error {
 	return Seal(f, c.n)
 }
 
+// Reseal is Seal for a file that was there before and may be longer.
+func Reseal(f File, size int64) error {
+	st, err := f.Stat()
+	if err == nil && st.Size() < size {
+		err = fmt.Errorf("wrote %d bytes, the file has %d", size, st.Size())
+	}
+	return sealed(f, err)
+}
+
 // Seal checks that f has size bytes, syncs and closes it: the middle part of a durable write, for callers who keep the
 // temporary file open for long. f is closed in any case.
 func Seal(f File, size int64) error {
@@ -56,6 +65,11 @@ func Seal(f File, size int64) error {
 	if err == nil && st.Size() != size {
 		err = fmt.Errorf("wrote %d bytes, the file has %d", size, st.Size())
 	}
+	return sealed(f, err)
+}
+
+// sealed syncs f unless err is set, and closes it.
+func sealed(f File, err error) error {
 	if err == nil {
 		err = f.Sync()
 	}

@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -223,24 +221,9 @@ func (k *Keyring) retireWrap() error {
 	return k.fs.SyncDir(k.dir)
 }
 
-// Rewriter is an optional method of a durable.FS: opening an existing file for writing, without truncation. Without
-// it, old wrapping keys are removed but not overwritten.
-type Rewriter interface {
-	OpenWrite(path string) (durable.File, error)
-}
-
 // overwrite replaces a file's bytes in place.
 func overwrite(fsys durable.FS, path string, with []byte) error {
-	var f durable.File
-	var err error
-	switch x := fsys.(type) {
-	case Rewriter:
-		f, err = x.OpenWrite(path)
-	case durable.OS:
-		f, err = os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
-	default:
-		return nil
-	}
+	f, err := fsys.OpenWrite(path)
 	if err != nil {
 		return err
 	}

@@ -162,13 +162,24 @@ func (r *replay) do(root *inode, o op) {
 		dir, name := lookupDir(root, o.Path)
 		dir.names[name] = n
 	case "write":
-		r.made[o.ino].write(o.Off, o.Data)
+		r.file(root, o).write(o.Off, o.Data)
 	case "sync":
-		n := r.made[o.ino]
+		n := r.file(root, o)
 		n.synced = append([]byte(nil), n.data...)
 	default:
 		apply(root, o.Op)
 	}
+}
+
+// file is the copy of the file that an operation was done to. One that was there before the recording began is known by
+// its name alone.
+func (r *replay) file(root *inode, o op) *inode {
+	if n := r.made[o.ino]; n != nil {
+		return n
+	}
+	n := lookup(root, o.Path)
+	r.made[o.ino] = n
+	return n
 }
 
 // cut keeps of a tree what survives.
@@ -183,10 +194,7 @@ func cut(n *inode, loss Loss, made map[*inode]*inode) *inode {
 		case LoseAll, LoseData:
 			c.data = n.synced
 		case LoseTail:
-			c.data = n.data
-			if len(n.data) > len(n.synced) {
-				c.data = n.data[:(len(n.data)+len(n.synced))/2]
-			}
+			c.data = halfWritten(n.data, n.synced)
 		default:
 			c.data = n.data
 		}
@@ -204,6 +212,20 @@ func cut(n *inode, loss Loss, made map[*inode]*inode) *inode {
 		c.syncedNames[name] = c.names[name]
 	}
 	return c
+}
+
+// halfWritten is data of which only the first half of what differs from synced has come to the disk.
+func halfWritten(data, synced []byte) []byte {
+	same := 0
+	for same < len(data) && same < len(synced) && data[same] == synced[same] {
+		same++
+	}
+	half := (same + len(data)) / 2
+	out := append([]byte(nil), data[:half]...)
+	if len(synced) > half {
+		out = append(out, synced[half:]...)
+	}
+	return out
 }
 
 func (n *inode) write(off int64, p []byte) {
@@ -330,6 +352,16 @@ func (d *Disk) Create(p string, perm fs.FileMode) (durable.File, error) {
 	dir.names[name] = n
 	d.ops = append(d.ops, op{Op: o, ino: n})
 	return &file{d: d, n: n, path: p, writable: true}, nil
+}
+
+// OpenWrite implements durable.FS.
+func (d *Disk) OpenWrite(p string) (durable.File, error) {
+	f, err := d.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	f.(*file).writable = true
+	return f, nil
 }
 
 // Open implements durable.FS.
