@@ -31,6 +31,8 @@ type Body struct {
 	size     int64
 	asked    int64 // size at which the disk was asked for room last
 	sum      [32]byte
+	again    bool // the file was one
+	reuse    bool // the content may go into a file of an item that has ended
 	finished bool
 	adopted  bool
 	closed   bool // discarded
@@ -42,6 +44,9 @@ const askEvery = 1 << 20
 
 // NewBody begins the content of an item.
 func (s *Spool) NewBody() *Body { return &Body{s: s} }
+
+// NewMailBody is NewBody for the content of a mail: it may be put into a file that held an earlier one.
+func (s *Spool) NewMailBody() *Body { return &Body{s: s, reuse: true} }
 
 // Write appends content. It wraps ErrFull when the disk reserve is reached; after an error the body is useless.
 func (b *Body) Write(p []byte) (int, error) {
@@ -70,15 +75,11 @@ func (b *Body) spill(p []byte) (int, error) {
 		if err := b.s.room(false); err != nil {
 			return 0, err
 		}
-		b.name = newFileName(time.Now())
-		b.s.bodies.add(b.name)
-		f, err := b.s.o.FS.Create(b.s.bodyPath(b.name), 0o600)
-		if err != nil {
-			b.s.bodies.remove(b.name)
+		if err := b.openFile(); err != nil {
 			return 0, err
 		}
-		b.f, b.h = f, sha256.New()
-		b.w = bufio.NewWriterSize(f, 32<<10)
+		b.h = sha256.New()
+		b.w = bufio.NewWriterSize(b.f, 32<<10)
 		if _, err := b.w.Write(b.buf); err != nil {
 			return 0, err
 		}
@@ -87,6 +88,9 @@ func (b *Body) spill(p []byte) (int, error) {
 	}
 	if b.size-b.asked >= askEvery {
 		b.asked = b.size
+		if f, ok := b.f.(durable.Beginner); ok {
+			f.Begin(b.size - int64(b.w.Buffered()))
+		}
 		if err := b.s.room(false); err != nil {
 			return 0, err
 		}
@@ -95,6 +99,23 @@ func (b *Body) spill(p []byte) (int, error) {
 	b.h.Write(p[:n])
 	b.size += int64(n)
 	return n, err
+}
+
+// openFile makes the file, or takes one that was kept: its name and length are durable already.
+func (b *Body) openFile() (err error) {
+	if b.reuse {
+		if f, name, ok := b.s.spareBody(); ok {
+			b.f, b.name, b.again = f, name, true
+			return nil
+		}
+	}
+	b.name = newFileName(time.Now())
+	b.s.bodies.add(b.name)
+	if b.f, err = b.s.o.FS.Create(b.s.bodyPath(b.name), 0o600); err != nil {
+		b.f = nil
+		b.s.bodies.remove(b.name)
+	}
+	return err
 }
 
 // Finish makes the content durable (small content becomes so with Tx.Add). A second call does nothing.
@@ -128,6 +149,9 @@ func (b *Body) settle() error {
 		f.Close()
 		return err
 	}
+	if b.again {
+		return durable.Reseal(f, b.size)
+	}
 	if err := durable.Seal(f, b.size); err != nil {
 		return err
 	}
@@ -144,9 +168,8 @@ func (b *Body) Discard() {
 	if b.f == nil {
 		return
 	}
-	b.f.Close() // closed already when it was finished
-	b.s.o.FS.Remove(b.s.bodyPath(b.name))
-	b.s.bodies.remove(b.name)
+	b.f.Close()                                                     // closed already when it was finished
+	b.s.retire(discard{b.name, b.reuse && (b.again || b.finished)}) // else its name may not be durable
 }
 
 // Open reads the content, after Finish and before it is given to Tx.Add or discarded.
@@ -241,10 +264,22 @@ func (s *Spool) bodyPath(n fileName) string {
 }
 
 // OpenBody opens the content of an item that has not finished. The caller compares
-// length and sum as it reads: what was durable may still have been damaged since. It fails with ErrNotFound or ErrNoBody.
+// length and sum as it reads: what was durable may still have been damaged since. Content of a kind other than mail that
+// has a file is that *os.File, and nothing else is in it. It fails with ErrNotFound or ErrNoBody.
 func (s *Spool) OpenBody(id envelope.ID) (io.ReadSeekCloser, error) {
+	r, err := s.openBody(id)
+	if err != nil {
+		return nil, itemError("opening the content of", id, err)
+	}
+	return r, nil
+}
+
+func (s *Spool) openBody(id envelope.ID) (io.ReadSeekCloser, error) {
+	s.spares.gate.RLock()
+	defer s.spares.gate.RUnlock()
 	var h head
 	var content []byte
+	mail := false
 	err := s.View(func(tx *Tx) error {
 		rec := tx.bucket(bkItem).Get(id[:])
 		if rec == nil {
@@ -264,11 +299,15 @@ func (s *Spool) OpenBody(id envelope.ID) (io.ReadSeekCloser, error) {
 			content = append([]byte{}, v...)
 		case h.flags&flagFile == 0:
 			return ErrNoBody
+		default:
+			it, err := tx.parse(id, rec)
+			mail = err == nil && it.Env.Kind == envelope.KindMail
+			return err
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, itemError("opening the content of", id, err)
+		return nil, err
 	}
 	if h.flags&flagInline != 0 {
 		return memoryBody{bytes.NewReader(content)}, nil
@@ -277,10 +316,10 @@ func (s *Spool) OpenBody(id envelope.ID) (io.ReadSeekCloser, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", ErrNoBody, err)
 	}
-	if err != nil {
-		return nil, itemError("opening the content of", id, err)
+	if err != nil || !mail {
+		return f, err
 	}
-	return f, nil
+	return &bodyFile{File: f, size: h.size, done: s.spares.read(h.file)}, nil
 }
 
 // memoryBody is small content, read from a copy.

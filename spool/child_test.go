@@ -69,7 +69,7 @@ func pattern(size int) []byte {
 func turn(s *Spool, i, size int) error {
 	data := pattern(size)
 	it := mail(data, "node:a", "via:b")
-	body := s.NewBody()
+	body := s.NewMailBody()
 	body.Write(data)
 	if err := body.Finish(); err != nil {
 		return err

@@ -64,7 +64,7 @@ func (c *scenario) add(size int) envelope.ID {
 	c.t.Helper()
 	data := bytes.Repeat([]byte{byte(size)}, size)
 	it := mail(data, "node:a")
-	b := c.s.NewBody()
+	b := c.s.NewMailBody()
 	for part := range 3 {
 		b.Write(data[part*size/3 : (part+1)*size/3])
 	}
@@ -92,7 +92,7 @@ func TestPowerCuts(t *testing.T) {
 	c := &scenario{t: t, dir: t.TempDir(), disk: durabletest.New()}
 	c.now = stage{live: map[envelope.ID][]byte{}, done: map[envelope.ID]bool{}}
 	var err error
-	if c.s, err = Open(c.dir, Options{FS: c.disk, InlineMax: 8}); err != nil {
+	if c.s, err = Open(c.dir, Options{FS: c.disk, InlineMax: 8, Free: plenty}); err != nil {
 		t.Fatal(err)
 	}
 	c.note(c.disk.Len(), c.disk.Len())
@@ -112,7 +112,11 @@ func TestPowerCuts(t *testing.T) {
 	}
 	c.now.quar++
 	c.note(from, c.disk.Len())
+	reused := len(c.s.spares.files)
 	c.add(33)
+	if reused -= len(c.s.spares.files); reused != 1 {
+		t.Errorf("%d files were written again", reused)
+	}
 	c.finish(b)
 	if err := c.s.Close(); err != nil {
 		t.Fatal(err)

@@ -304,7 +304,7 @@ func (c *checker) file(f fileID) error {
 	}
 	defer r.Close()
 	sum := sha256.New()
-	n, err := io.Copy(sum, r)
+	n, err := io.Copy(sum, io.LimitReader(r, it.BodySize)) // what follows is of an earlier mail
 	switch {
 	case err != nil:
 		c.content(f.id, "its content cannot be read")
@@ -391,7 +391,7 @@ func (c *checker) repair() error {
 			if h, err := parseHead(tx.bucket(bkItem).Get(tx.bucket(bkFile).Get(k))); err == nil && h.file == fileName(k[1:]) {
 				continue
 			}
-			tx.b.unlink = append(tx.b.unlink, fileName(k[1:]))
+			tx.b.unlink = append(tx.b.unlink, discard{name: fileName(k[1:])})
 			if err := tx.del(bkFile, k); err != nil {
 				return err
 			}

@@ -331,7 +331,7 @@ func (tx *Tx) removeBad(id envelope.ID, content bool) error {
 		if err := tx.del(bkFile, k); err != nil {
 			return err
 		}
-		tx.b.unlink = append(tx.b.unlink, fileName(k[1:]))
+		tx.b.unlink = append(tx.b.unlink, discard{name: fileName(k[1:])})
 	}
 	return nil
 }

@@ -17,9 +17,18 @@ func (s *Spool) Free() (free, total int64, err error) { return s.o.Free() }
 // Full reports whether the disk reserve for mail is reached.
 func (s *Spool) Full() bool { return s.room(false) != nil }
 
-// room fails when the reserve is reached. A disk that does not tell its free space counts as having some: the write
-// itself will tell.
+// room fails when the reserve is reached. Files that are kept to be written again are given back first.
 func (s *Spool) room(urgent bool) error {
+	err := s.short(urgent)
+	if err != nil && s.dropSpares() {
+		err = s.short(urgent)
+	}
+	return err
+}
+
+// short fails when the reserve is reached. A disk that does not tell its free space counts as having some: the write
+// itself will tell.
+func (s *Spool) short(urgent bool) error {
 	if s.o.Reserve == 0 {
 		return nil
 	}

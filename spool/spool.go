@@ -59,6 +59,7 @@ type Options struct {
 	TraceAge      time.Duration // and for how long; default 90 days
 	QuarantineMax int64         // bytes of quarantined input; default 1 GiB
 	Ballast       int64         // bytes kept allocated for recording outcomes on a full disk; default 8 MiB, negative: none
+	Spare         int64         // bytes in files of ended mail that are kept to be written again; default 64 MiB, negative: none
 	// Free tells how much room the disk has; default asks the system.
 	Free func() (free, total int64, err error)
 }
@@ -84,6 +85,9 @@ func (o Options) withDefaults(dir string) Options {
 	if o.Ballast == 0 {
 		o.Ballast = 8 << 20
 	}
+	if o.Spare == 0 {
+		o.Spare = 64 << 20
+	}
 	if o.OnDue == nil {
 		o.OnDue = func(Dest) {}
 	}
@@ -108,6 +112,7 @@ type Spool struct {
 	leases leaseTable
 	wakes  wakeTable
 	bodies bodyTable
+	spares spareFiles
 
 	requests chan *request
 	soon     chan *request
@@ -151,6 +156,7 @@ func (s *Spool) Close() error {
 		close(s.quit)
 		<-s.stopped
 		s.chores.close()
+		s.dropSpares()
 		s.closeErr = s.db.Close()
 		if err := s.lock.Unlock(); s.closeErr == nil {
 			s.closeErr = err

@@ -50,7 +50,7 @@ func mail(content []byte, dests ...Dest) *Item {
 // add stores an item with its content.
 func add(t testing.TB, s *Spool, it *Item, content []byte) {
 	t.Helper()
-	b := s.NewBody()
+	b := s.NewMailBody()
 	if _, err := b.Write(content); err != nil {
 		t.Fatal(err)
 	}

@@ -248,7 +248,7 @@ func (tx *Tx) Save(it *Item) error {
 	ref := oh.body(it.Env.Sum)
 	done := it.Done() && len(it.Legs) > 0
 	if done {
-		if err := tx.dropBody(id, &oh); err != nil {
+		if err := tx.dropBody(id, &oh, it.Env.Kind == envelope.KindMail); err != nil {
 			return err
 		}
 		ref = bodyRef{size: ref.size}
@@ -287,7 +287,7 @@ func (tx *Tx) Drop(id envelope.ID) error {
 		tx.s.poison(id, err)
 		return itemError("dropping", id, fmt.Errorf("%w: %w", ErrPoisoned, err))
 	}
-	if err := tx.dropBody(id, &h); err != nil {
+	if err := tx.dropBody(id, &h, false); err != nil {
 		return err
 	}
 	if err := tx.reindex(id, &h, &head{}); err != nil {
@@ -296,14 +296,14 @@ func (tx *Tx) Drop(id envelope.ID) error {
 	return tx.del(bkItem, id[:])
 }
 
-// dropBody removes the content of an item; a file is unlinked after the commit.
-func (tx *Tx) dropBody(id envelope.ID, h *head) error {
+// dropBody removes the content of an item; a file is removed after the commit, or written again.
+func (tx *Tx) dropBody(id envelope.ID, h *head, again bool) error {
 	switch {
 	case h.flags&flagInline != 0:
 		return tx.del(bkBody, id[:])
 	case h.flags&flagFile != 0:
 		key := fileKey(h.file)
-		tx.b.unlink = append(tx.b.unlink, h.file)
+		tx.b.unlink = append(tx.b.unlink, discard{h.file, again})
 		return tx.del(bkFile, key[:])
 	}
 	return nil

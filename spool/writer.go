@@ -38,7 +38,7 @@ type batch struct {
 	tx       *Tx
 	changes  []change
 	newDests []uint32
-	unlink   []fileName
+	unlink   []discard
 	adopted  []*Body
 	finished int
 	due      []uint32 // destinations that the commit gave something to
@@ -282,7 +282,7 @@ func (s *Spool) rollback(b *batch) {
 // finish commits b, lets memory follow, and answers.
 func (s *Spool) finish(b *batch, ok []*request) {
 	err := s.flush(b, ok)
-	if errors.Is(err, ErrFull) && s.dropBallast() {
+	for errors.Is(err, ErrFull) && (s.dropSpares() || s.dropBallast()) {
 		// Once more: what ends mail goes through now, new mail is refused.
 		if b, ok, err = s.restart(b, ok); err != nil {
 			return
@@ -300,11 +300,8 @@ func (s *Spool) finish(b *batch, ok []*request) {
 			s.o.OnDue(d)
 		}
 	}
-	for _, name := range b.unlink {
-		s.chores.add(func() {
-			s.o.FS.Remove(s.bodyPath(name)) // a leftover is removed by the next Open
-			s.bodies.remove(name)
-		})
+	for _, d := range b.unlink {
+		s.chores.add(func() { s.retire(d) })
 	}
 }
 
@@ -319,13 +316,13 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 		s.rollback(b)
 		return err
 	}
-	for _, name := range b.unlink {
-		s.bodies.add(name)
+	for _, d := range b.unlink {
+		s.bodies.add(d.name)
 	}
 	id := b.tx.tx.ID()
 	if err := b.tx.tx.Commit(); err != nil {
-		for _, name := range b.unlink {
-			s.bodies.remove(name)
+		for _, d := range b.unlink {
+			s.bodies.remove(d.name)
 		}
 		s.rollback(b)
 		return s.commitFailed(id, err)
