@@ -50,7 +50,7 @@ func (b *Bridge) Data(_ context.Context, m *envelope.Mail) (smtpd.Intake, error)
 		// what no other node would take is not accepted here
 		return nil, envelope.NewStatus(553, "5.1.7", envelope.OneLine(err.Error(), 200))
 	}
-	in := &intake{b: b, mail: m, body: b.spool.NewBody(), limit: b.Policy().Limits.MessageSize}
+	in := &intake{b: b, mail: m, body: b.spool.NewMailBody(), limit: b.Policy().Limits.MessageSize}
 	now := b.now()
 	in.id = envelope.NewID(now)
 	in.now = now
@@ -176,6 +176,7 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	in.b.accepted()
 	in.b.logAccepted(item)
 	if hasDead(item) {
 		in.b.bury(env.ID)

@@ -33,7 +33,26 @@ type place struct {
 	backoff time.Duration // what the next failure will wait
 	last    envelope.Status
 	timer   *time.Timer
+	quick   bool // the last mail took less than quickTime
 }
+
+// While mail comes in, a place that takes it quickly gets few workers: processor and disk are what both sides wait for
+// then, and whoever sends to us can wait less well than the queue. The others go on with more workers: those wait for the
+// network.
+const (
+	rushWorkers = 4
+	rushTime    = 20 * time.Millisecond // so long after a mail came in
+	quickTime   = 10 * time.Millisecond
+)
+
+// rush reports whether mail is coming in.
+func (b *Bridge) rush() bool {
+	last := b.lastMail.Load()
+	return last != 0 && time.Since(b.started).Nanoseconds()-last < int64(rushTime)
+}
+
+// accepted notes that a mail has come in.
+func (b *Bridge) accepted() { b.lastMail.Store(max(time.Since(b.started).Nanoseconds(), 1)) }
 
 func (d *dispatcher) init(b *Bridge) {
 	d.b, d.places, d.ended = b, map[spool.Dest]*place{}, make(chan struct{})
@@ -87,7 +106,6 @@ func (d *dispatcher) kick() {
 
 // due starts one more worker for a place, within its limits.
 func (d *dispatcher) due(q spool.Dest) {
-	limit := d.b.Policy().Limits.Deliveries
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx == nil {
@@ -98,7 +116,7 @@ func (d *dispatcher) due(q spool.Dest) {
 		p = &place{}
 		d.places[q] = p
 	}
-	if p.workers >= limit || !p.down.IsZero() {
+	if p.workers >= d.allowed(p) || !p.down.IsZero() {
 		return
 	}
 	if p.to == nil {
@@ -119,6 +137,15 @@ func (d *dispatcher) due(q spool.Dest) {
 	p.workers++
 	d.wg.Add(1)
 	go d.work(d.ctx, q, p)
+}
+
+// allowed is how many workers a place may have now. The mutex is held.
+func (d *dispatcher) allowed(p *place) int {
+	limit := d.b.Policy().Limits.Deliveries
+	if p.quick && d.b.rush() {
+		limit = min(limit, rushWorkers)
+	}
+	return limit
 }
 
 // failed puts a place aside for a while. The mutex is held.
@@ -171,6 +198,7 @@ func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
 
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
+	rushed := false
 	for first := true; ctx.Err() == nil; first = false {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
@@ -182,18 +210,24 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 		if len(l) == 0 {
 			break
 		}
-		status, down := d.b.deliverOne(ctx, p.to, l[0])
+		status, took, down := d.b.deliverOne(ctx, p.to, l[0])
 		d.mu.Lock()
 		if down {
 			d.failed(q, p, status)
 			d.mu.Unlock()
 			break
 		}
-		p.backoff = 0
+		p.backoff, p.quick = 0, took < quickTime
+		rush := p.quick && d.b.rush()
+		if rush && p.workers > rushWorkers {
+			d.mu.Unlock()
+			break
+		}
 		d.mu.Unlock()
-		if first && d.b.spool.DueNow(q) {
+		if (first || rushed && !rush) && d.b.spool.DueNow(q) {
 			d.due(q) // the place is up and there is more: each worker calls one more
 		}
+		rushed = rush
 	}
 	d.mu.Lock()
 	p.workers--
@@ -206,18 +240,18 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	}
 }
 
-// deliverOne tries one leg. down says that the place itself did not answer: the leg stays due for when it does.
-func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased) (s envelope.Status, down bool) {
+// deliverOne tries one leg. took is how long the place took for it; down says that the place itself did not answer: the leg stays due for when it does.
+func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased) (s envelope.Status, took time.Duration, down bool) {
 	ref := spool.Ref{ID: l.Item.Env.ID, Leg: l.Leg}
 	leg := &l.Item.Legs[l.Leg]
 	began := b.now()
 	if l.Item.Env.Kind != envelope.KindMail {
 		b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, "not a mail, but queued for delivery") })
-		return s, false
+		return s, took, false
 	}
 	if st, expired := b.expiredNow(l.Item); expired {
 		b.insist(ctx, "end an expired mail", ref.ID, func() error { return b.endLeg(ref, leg.Rcpts, st) })
-		return s, false
+		return s, took, false
 	}
 	var rcpts []int
 	for _, i := range leg.Rcpts {
@@ -227,23 +261,25 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	}
 	if len(rcpts) == 0 {
 		b.settle(ctx, ref, nil, began)
-		return s, false
+		return s, took, false
 	}
 	msg := &deliver.Message{
 		Env: l.Item.Env, Rcpts: rcpts, Header: b.exitHeader(l.Item),
 		Open: func() (io.ReadCloser, error) { return b.spool.OpenBody(ref.ID) },
 	}
+	start := time.Now()
 	res := to.Deliver(ctx, msg)
+	took = time.Since(start)
 	if ctx.Err() != nil && allPending(res) {
 		b.spool.Release(ref)
-		return s, false
+		return s, took, false
 	}
 	down = len(res) > 0
 	for _, r := range res {
 		if r.Corrupt {
 			why := "the content in the spool is not what was accepted: " + r.Status.Text
 			b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, why) })
-			return s, false
+			return s, took, false
 		}
 		if r.Action == envelope.ActionPending && r.Down {
 			s = r.Status
@@ -253,10 +289,10 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	}
 	if down {
 		b.noteDown(ref, rcpts, res[0], began)
-		return s, true
+		return s, took, true
 	}
 	b.settle(ctx, ref, res, began)
-	return s, false
+	return s, took, false
 }
 
 // insist repeats a commit that has to be made before anything else happens to a leg: the leg stays leased meanwhile,

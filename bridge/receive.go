@@ -547,6 +547,9 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		return err
 	}
 	body := b.spool.NewBody()
+	if e.Kind == envelope.KindMail {
+		body = b.spool.NewMailBody()
+	}
 	_, err := io.Copy(body, rec.Content)
 	if err == nil {
 		err = body.Finish()
