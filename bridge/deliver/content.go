@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -13,7 +14,7 @@ import (
 )
 
 // smallContent is read into memory once, checked, and sent from there.
-const smallContent = 64 << 10
+const smallContent = 256 << 10
 
 // errCorrupt says that stored content is not what its envelope promises.
 var errCorrupt = errors.New("stored content does not match its checksum")
@@ -154,6 +155,13 @@ func scan8(b []byte) (header, all bool) {
 }
 
 func not7bit(b []byte) bool {
+	const high = 0x8080808080808080
+	for ; len(b) >= 32; b = b[32:] {
+		w := binary.LittleEndian.Uint64(b) | binary.LittleEndian.Uint64(b[8:]) | binary.LittleEndian.Uint64(b[16:]) | binary.LittleEndian.Uint64(b[24:])
+		if w&high != 0 {
+			return true
+		}
+	}
 	for _, c := range b {
 		if c >= 0x80 {
 			return true
