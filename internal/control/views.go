@@ -62,108 +62,6 @@ func (n *Node) nodeName(id envelope.NodeID) string {
 	return id.String()
 }
 
-// queueItem is an item in the API's terms.
-func (n *Node) queueItem(it *spool.Item) QueueItem {
-	e := it.Env
-	q := QueueItem{QueueName: "deferred", QueueID: e.ID.String(), ArrivalTime: it.Entered.Unix(), MessageSize: it.BodySize,
-		Origin: n.nodeName(e.Origin), Expires: e.Expires, Priority: e.Priority, Recipients: []QueueRecipient{}}
-	switch e.Kind {
-	case envelope.KindMail:
-		q.Kind = "mail"
-	case envelope.KindReport:
-		q.Kind = "report"
-	case envelope.KindTransit:
-		q.Kind = "transit"
-	case envelope.KindJob:
-		q.Kind = "job"
-	case envelope.KindResult:
-		q.Kind = "result"
-	default:
-		q.Kind = fmt.Sprintf("kind %d", e.Kind)
-	}
-	states := map[int]int{}
-	for k := range it.Legs {
-		leg := &it.Legs[k]
-		l := QueueLeg{Dest: n.destName(leg.Dest), State: leg.State.String(), At: leg.At, Attempts: leg.Attempts, Carrier: leg.Carrier}
-		if leg.Last.Code != 0 {
-			l.Reason = leg.Last.String()
-		}
-		if l.Reason == "" && it.Problem != "" {
-			l.Reason = it.Problem
-		}
-		if l.Reason == "" {
-			l.Reason = n.waiting(leg)
-		}
-		q.Legs = append(q.Legs, l)
-		for _, r := range leg.Rcpts {
-			states[r] = k
-		}
-		switch leg.State {
-		case spool.Held:
-			q.QueueName = "hold"
-		case spool.Due:
-			if q.QueueName != "hold" {
-				q.QueueName = "active"
-			}
-		}
-	}
-	if e.Mail != nil {
-		q.Sender = e.Mail.Sender
-		q.UID = e.Mail.Client.UID
-		for i := range e.Mail.Recipients {
-			r := QueueRecipient{Address: e.Mail.Recipients[i].Addr}
-			if i < len(it.Outcomes) && it.Outcomes[i].Action.Final() {
-				r.State = it.Outcomes[i].Action.String()
-			} else if k, ok := states[i]; ok {
-				r.State, r.DelayReason, r.Link = q.Legs[k].State, q.Legs[k].Reason, q.Legs[k].Dest
-			}
-			if r.State == "delivered" || r.State == "failed" || r.State == "relayed" {
-				continue // mailq shows who still waits
-			}
-			q.Recipients = append(q.Recipients, r)
-		}
-	}
-	return q
-}
-
-// waiting says in words what a leg waits for.
-func (n *Node) waiting(leg *spool.Leg) string {
-	if via, ok := leg.Dest.Via(); ok {
-		if s, until, down := n.bridge.PlaceDown(leg.Dest); down {
-			return fmt.Sprintf("%s; %s is tried again at %s", s, via, until.Format("15:04:05"))
-		}
-		return ""
-	}
-	node, ok := leg.Dest.Node()
-	if !ok {
-		return ""
-	}
-	name := n.nodeName(node)
-	switch leg.State {
-	case spool.Due:
-		return "waiting for a contact with " + n.nextHopName(node)
-	case spool.Sealed:
-		return "on " + leg.Carrier + ", no receipt of " + name + " yet"
-	case spool.Travelling:
-		return "in the next node's custody, no receipt of " + name + " yet"
-	case spool.Arrived:
-		return "arrived at " + name + ", not delivered there yet"
-	}
-	return ""
-}
-
-func (n *Node) nextHopName(node envelope.NodeID) string {
-	hops := n.bridge.NextHops(node)
-	if len(hops) == 0 {
-		return n.nodeName(node) + ", to which no contact leads"
-	}
-	var names []string
-	for _, h := range hops {
-		names = append(names, n.nodeName(h))
-	}
-	return strings.Join(names, " or ")
-}
-
 // queueFilter chooses items.
 type queueFilter struct {
 	after envelope.ID
@@ -217,8 +115,9 @@ func (n *Node) list(f queueFilter) (*QueueList, error) {
 		return nil, err
 	}
 	l := &QueueList{More: more, Items: []QueueItem{}}
+	words := n.words()
 	for _, it := range items {
-		l.Items = append(l.Items, n.queueItem(it))
+		l.Items = append(l.Items, words.queueItem(it))
 		l.Bytes += it.BodySize
 	}
 	l.Count = len(items)
@@ -244,6 +143,7 @@ func (n *Node) totals() (count int, bytes int64, err error) {
 // eachItem walks the queue page by page.
 func (n *Node) eachItem(ctx context.Context, f queueFilter, fn func(QueueItem) error) error {
 	f.limit = 500
+	words := n.words()
 	for ctx.Err() == nil {
 		items, more, err := n.spool.List(f.query())
 		if err != nil {
@@ -251,7 +151,7 @@ func (n *Node) eachItem(ctx context.Context, f queueFilter, fn func(QueueItem) e
 		}
 		for _, it := range items {
 			f.after = it.Env.ID
-			if err := fn(n.queueItem(it)); err != nil {
+			if err := fn(words.queueItem(it)); err != nil {
 				return err
 			}
 		}
@@ -292,7 +192,8 @@ func (n *Node) trace(text string) (*Trace, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Trace{Item: n.queueItem(it), Done: done}
+	words := n.words()
+	t := &Trace{Item: words.queueItem(it), Done: done}
 	if done {
 		t.Item.QueueName, t.Item.Expires = "ended", time.Time{} // it is in no queue, and has no time left to lose
 	}
@@ -311,8 +212,8 @@ func (n *Node) trace(text string) (*Trace, error) {
 			if leg.State == spool.Done {
 				continue
 			}
-			line := n.destName(leg.Dest) + ": " + leg.State.String()
-			if w := n.waiting(leg); w != "" {
+			line := words.dest(leg.Dest) + ": " + leg.State.String()
+			if w := words.waiting(leg); w != "" {
 				line += ", " + w
 			}
 			if !leg.At.IsZero() {
@@ -361,7 +262,7 @@ func (n *Node) routeTest(from, to string, size int64) *RouteTest {
 		t.Result = fmt.Sprintf("%s: delivered here via %s", to, d.Rule.Via)
 	default:
 		t.OK = true
-		t.Result = fmt.Sprintf("%s: to node %s, next hop %s", to, d.Rule.NodeName, n.nextHopName(d.Rule.Node))
+		t.Result = fmt.Sprintf("%s: to node %s, next hop %s", to, d.Rule.NodeName, n.words().hops(d.Rule.Node))
 		t.Next = n.nextContact(d.Rule.Node)
 	}
 	return t
