@@ -29,9 +29,9 @@ import (
 
 // options are the flags.
 type options struct {
-	bin, tmp, only, doc string
-	reps                int
-	quick, keep         bool
+	bin, tmp, only, doc, cases string
+	reps                       int
+	quick, keep                bool
 }
 
 // bench is one run.
@@ -43,6 +43,7 @@ type bench struct {
 	quick bool
 	keep  bool // the folders of failed cases
 	fig   *figures
+	cases *regexp.Regexp // of section relay
 	text  *corpus
 	facts string // of the machine
 	peers string // who takes part
@@ -77,6 +78,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
 	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
 	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog")
+	flag.StringVar(&o.cases, "cases", "", "of section relay only what matches this `pattern`, such as mochila.4k.s10")
 	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -89,6 +91,10 @@ func main() {
 
 func run(ctx context.Context, o options) (err error) {
 	pattern, err := regexp.Compile(o.only)
+	if err != nil {
+		return err
+	}
+	cases, err := regexp.Compile(o.cases)
 	if err != nil {
 		return err
 	}
@@ -107,7 +113,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		o.reps = 1
 	}
-	b := &bench{ctx: ctx, bin: bin, reps: o.reps, quick: o.quick, keep: o.keep, fig: newFigures(), skipped: map[string]bool{}}
+	b := &bench{ctx: ctx, bin: bin, cases: cases, reps: o.reps, quick: o.quick, keep: o.keep, fig: newFigures(), skipped: map[string]bool{}}
 	if b.tmp, err = os.MkdirTemp(o.tmp, "mochila-bench-"); err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ func (b *bench) relay() error {
 		bodies := b.text.bodies(c.n, c.size)
 		for range b.reps {
 			for _, w := range who {
+				if !b.cases.MatchString(w.name + "." + c.name) {
+					continue
+				}
 				if err := b.relayOnce(w, c, bodies); b.missing(w.name, err) {
 					continue
 				} else if err != nil {
