@@ -52,6 +52,7 @@ lint:
 # decision (README.md).
 install: build
 	install -D -m 0755 bin/mochila $(DESTDIR)$(PREFIX)/bin/mochila
+	ln -sf mochila $(DESTDIR)$(PREFIX)/bin/git-remote-mochila
 	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
 	for name in mailq newaliases rmail rsmtp; do ln -sf sendmail $(LIBEXEC)/$$name; done
 

@@ -44,7 +44,8 @@ var below = map[string][]string{
 
 	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
 	"bridge/jobs/tree":    {}, // files and folders as a stream
-	"bridge/jobs/builtin": {"bridge/jobs/tree", "internal/durable"},
+	"bridge/jobs/repo":    {"internal/durable"}, // bundles of git
+	"bridge/jobs/builtin": {"bridge/jobs/tree", "bridge/jobs/repo", "internal/durable"},
 	// smtpd for the interface that it implements
 	"bridge": {"internal/envelope/...", "internal/durable", "internal/seal", "spool", "transport", "transport/letter", "smtpd", "bridge/..."},
 

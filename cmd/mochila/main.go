@@ -32,5 +32,9 @@ func start() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	return Run(ctx, &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.LookupEnv, Version: version}, os.Args[1:])
+	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.LookupEnv, Version: version}
+	if filepath.Base(os.Args[0]) == remoteHelper {
+		return runHelper(ctx, env, os.Args[1:])
+	}
+	return Run(ctx, env, os.Args[1:])
 }

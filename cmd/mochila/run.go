@@ -148,7 +148,7 @@ Three commands make a node and a neighbour:
 	add("pair", a.cardCmd(), a.inviteCmd(), a.joinCmd(), a.peerCmd(), a.contactCmd(), a.syncCmd(), a.receiveCmd())
 	add("mail", a.sendmailCmd(), a.userCmd(), a.queueCmd(), a.mailqCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
 	add("jobs", a.runCmd(), a.jobsCmd(), a.sendCmd(), a.getCmd())
-	add("jobs", a.pingCmd())
+	add("jobs", a.pingCmd(), a.gitCmd())
 	add("care", a.checkCmd(), a.fsckCmd(), a.quarantineCmd(), a.clockCmd(), a.restoredCmd())
 	root.SetHelpCommandGroupID("node")
 	root.SetCompletionCommandGroupID("node")

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	handler.ShimMain()
 	builtin.Main() // daemons of these tests start this binary for their built-in handlers
 	run := func() { os.Exit(start()) }
-	testscript.Main(m, map[string]func(){"mochila": run, "mailq": run})
+	testscript.Main(m, map[string]func(){"mochila": run, "mailq": run, remoteHelper: run})
 }
 
 // readyTime bounds how long a daemon may take to start.

@@ -434,8 +434,8 @@ func (k *checker) handlers() {
 	for _, h := range k.c.Handlers {
 		if h.Builtin != "" {
 			k.builtin(h)
-		} else if h.Folders != nil || h.Overwrite != "" {
-			k.bad(h.at, "", "folders and overwrite are for handlers with builtin", "")
+		} else if h.Folders != nil || h.Overwrite != "" || h.Push != nil || h.Force {
+			k.bad(h.at, "", "folders, overwrite, push and force are for handlers with builtin", "")
 		}
 		if h.Name == "" || h.Builtin == "" && (len(h.Command) == 0 || h.Command[0] == "") {
 			k.bad(h.at, "", "a handler needs name and command", `such as command = ["/usr/local/bin/restore", "--stdin"]`)
@@ -512,8 +512,8 @@ func (k *checker) handlerLimits(h *Handler) {
 
 // builtin checks a handler that comes with the program.
 func (k *checker) builtin(h Handler) {
-	if !slices.Contains([]string{"file", "get"}, h.Builtin) {
-		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\"", h.Builtin), "")
+	if !slices.Contains([]string{"file", "get", "git"}, h.Builtin) {
+		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\", \"git\"", h.Builtin), "")
 		return
 	}
 	if h.Command != nil || h.Args || h.Env != nil || h.Dir != "" {
@@ -525,6 +525,14 @@ func (k *checker) builtin(h Handler) {
 	for _, f := range h.Folders {
 		if !strings.HasPrefix(f, "/") || f != filepath.Clean(f) {
 			k.bad(h.at, "folders", fmt.Sprintf("%q is not a clean absolute path", f), "")
+		}
+	}
+	if h.Builtin != "git" && (h.Push != nil || h.Force) {
+		k.bad(h.at, "", "push and force are for builtin \"git\"", "")
+	}
+	for _, p := range h.Push {
+		if !strings.HasPrefix(p, "refs/") {
+			k.bad(h.at, "push", fmt.Sprintf("%q does not begin with refs/", p), `such as "refs/heads/*"`)
 		}
 	}
 	switch {

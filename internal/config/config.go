@@ -162,9 +162,11 @@ type Handler struct {
 	OnFailure   string   `toml:"on_failure"`  // "stop" (default) the channel, "dead" letter, "skip"
 	Order       string   `toml:"order"`       // "channel" (default) or "none"
 
-	Builtin   string   `toml:"builtin"`   // instead of Command: "file" or "get"
+	Builtin   string   `toml:"builtin"`   // instead of Command: "file", "get" or "git"
 	Folders   []string `toml:"folders"`   // of a built-in: what jobs may name, absolute; %n is the sending node
 	Overwrite string   `toml:"overwrite"` // builtin "file": "never" (default), "replace", "rename"
+	Push      []string `toml:"push"`      // builtin "git": refs that jobs may change, such as refs/heads/%n/*; nil: none
+	Force     bool     `toml:"force"`     // builtin "git": also backwards, and deleted
 
 	// Instead of Args: lists of arguments that a job may bring, or a pattern (RE2, of the whole argument) for each.
 	ArgsFixed   [][]string `toml:"args_fixed"`
@@ -337,7 +339,7 @@ func (h *Handler) builtin() {
 	switch h.Builtin {
 	case "file":
 		set(&h.Overwrite, "never")
-	case "get":
+	case "get", "git":
 		set(&h.Output, 1<<30)
 	}
 }

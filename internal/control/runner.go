@@ -62,7 +62,7 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 
 // builtinOf is a handler that comes with the program, in that one's terms.
 func builtinOf(h *config.Handler) builtin.Settings {
-	return builtin.Settings{Kind: h.Builtin, Folders: h.Folders, Overwrite: h.Overwrite, Output: int64(h.Output)}
+	return builtin.Settings{Kind: h.Builtin, Folders: h.Folders, Overwrite: h.Overwrite, Output: int64(h.Output), Push: h.Push, Force: h.Force}
 }
 
 // argPolicy is what the configuration, which was checked, says about arguments.

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"mochila/bridge/jobs/repo"
 	"mochila/bridge/jobs/tree"
 )
 
@@ -26,10 +27,11 @@ import (
 const (
 	File = "file" // takes a tree, puts it below one of the folders
 	Get  = "get"  // gives files and folders as a tree
+	Git  = "git"  // takes pushes to git repositories, gives fetches
 )
 
 // Kinds lists them all.
-var Kinds = []string{File, Get}
+var Kinds = []string{File, Get, Git}
 
 // word is the first argument of a process that is a built-in handler.
 const word = "@handler"
@@ -44,6 +46,8 @@ type Settings struct {
 	Peer      string   // this node's name for the one that sends
 	Overwrite string   `json:",omitempty"` // file: a tree.Overwrite
 	Output    int64    `json:",omitempty"` // get: bytes that go back at most
+	Push      []string `json:",omitempty"` // git: patterns of refs that may be changed, perhaps with PeerMark
+	Force     bool     `json:",omitempty"` // git: also backwards, and deleted
 }
 
 // Command is the command of a handler with these settings, for handler.Spec.
@@ -81,6 +85,11 @@ func (s Settings) Check(args []string, env [][2]string) error {
 		if len(args) == 0 || len(args) > maxPatterns {
 			return fmt.Errorf("get takes 1 to %d paths", maxPatterns)
 		}
+	case Git:
+		if len(args) != 2 || args[0] != "push" && args[0] != "fetch" {
+			return errors.New("git takes push or fetch, and a repository")
+		}
+		return repo.CheckName(args[1])
 	}
 	return nil
 }
@@ -118,12 +127,14 @@ func (s Settings) locate(p string) (folder, rel string, err error) {
 
 // Exit statuses, of sysexits.h.
 const (
-	exitData    = 65
-	exitNoInput = 66
-	exitCreate  = 73
-	exitTemp    = 75
-	exitDenied  = 77
-	exitConfig  = 78
+	exitData     = 65
+	exitNoInput  = 66
+	exitUnavail  = 69
+	exitSoftware = 70
+	exitCreate   = 73
+	exitTemp     = 75
+	exitDenied   = 77
+	exitConfig   = 78
 )
 
 // failed is an error with the exit status that tells it.
@@ -152,11 +163,11 @@ func statusOf(err error, otherwise int) int {
 		}
 	}
 	switch {
-	case errors.Is(err, tree.ErrFormat):
+	case errors.Is(err, tree.ErrFormat), errors.Is(err, repo.ErrFormat):
 		return exitData
 	case errors.Is(err, tree.ErrTaken):
 		return exitCreate
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, repo.ErrDenied):
 		return exitDenied
 	}
 	return otherwise
@@ -194,6 +205,9 @@ func (s Settings) Run(args []string, p *Process) int {
 		case Get:
 			otherwise = exitNoInput
 			err = s.get(args, p)
+		case Git:
+			otherwise = exitSoftware
+			err = s.git(args, p)
 		default:
 			err = failure(nil, exitConfig, "there is no built-in handler %q", s.Kind)
 		}
