@@ -42,8 +42,8 @@ var below = map[string][]string{
 	"bridge/letter":  {},
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
-	"bridge/jobs/handler": {}, // runs a program: it knows no queue, no node, no spool
-	"bridge/jobs/tree":    {}, // files and folders as a stream
+	"bridge/jobs/handler": {},                   // runs a program: it knows no queue, no node, no spool
+	"bridge/jobs/tree":    {},                   // files and folders as a stream
 	"bridge/jobs/repo":    {"internal/durable"}, // bundles of git
 	"bridge/jobs/builtin": {"bridge/jobs/tree", "bridge/jobs/repo", "internal/durable"},
 	// smtpd for the interface that it implements
