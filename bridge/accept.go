@@ -162,6 +162,9 @@ func (in *intake) Commit(context.Context) (string, error) {
 			}
 		}
 	}
+	if err == nil {
+		err = in.b.quota.chargeUser(in.b, item.Trust, env.Size)
+	}
 	if err != nil {
 		in.body.Discard()
 		discard(orders)

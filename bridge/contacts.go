@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -464,34 +465,43 @@ func (b *Bridge) Contacts() []ContactView {
 }
 
 // Flush makes everything due now: queues of places that are down, deferred mail, contacts in back-off.
-func (b *Bridge) Flush() error {
+func (b *Bridge) Flush() error { return b.FlushTo("") }
+
+// FlushTo is Flush for what goes to one destination, and for the contacts that lead there; "" stands for all.
+func (b *Bridge) FlushTo(dest spool.Dest) error {
+	var hops []envelope.NodeID
+	if node, ok := dest.Node(); ok {
+		hops = b.NextHops(node)
+	}
 	b.mu.Lock()
 	for _, s := range b.contacts {
-		s.backoff, s.next = 0, time.Time{}
+		if dest == "" || slices.Contains(hops, s.contact.Node) {
+			s.backoff, s.next = 0, time.Time{}
+		}
 	}
 	b.mu.Unlock()
 	var after envelope.ID
 	for more := true; more; {
 		var items []*spool.Item
 		var err error
-		if items, more, err = b.spool.List(spool.Query{State: spool.Deferred, After: after, Limit: 500}); err != nil {
+		if items, more, err = b.spool.List(spool.Query{Dest: dest, State: spool.Deferred, After: after, Limit: 500}); err != nil {
 			return err
 		}
 		if len(items) == 0 {
 			break
 		}
 		after = items[len(items)-1].Env.ID
-		if err := b.wakeItems(items); err != nil {
+		if err := b.wakeItems(items, dest); err != nil {
 			return fmt.Errorf("wake deferred mail: %w", err)
 		}
 	}
-	b.out.kick()
+	b.out.kickFor(dest)
 	b.kickContacts()
 	return nil
 }
 
-// wakeItems makes the deferred legs of items due, in one commit.
-func (b *Bridge) wakeItems(items []*spool.Item) error {
+// wakeItems makes the deferred legs of items due, in one commit: those to dest, or all where that is "".
+func (b *Bridge) wakeItems(items []*spool.Item, dest spool.Dest) error {
 	now := b.now()
 	return b.spool.ApplyUrgent(func(tx *spool.Tx) error {
 		for _, it := range items {
@@ -506,7 +516,7 @@ func (b *Bridge) wakeItems(items []*spool.Item) error {
 				continue // its sender wants it to wait (RFC 4865)
 			}
 			for k := range item.Legs {
-				if leg := &item.Legs[k]; leg.State == spool.Deferred {
+				if leg := &item.Legs[k]; leg.State == spool.Deferred && (dest == "" || leg.Dest == dest) {
 					leg.State, leg.At = spool.Due, time.Time{}
 				}
 			}

@@ -85,18 +85,23 @@ func (d *dispatcher) run(ctx context.Context) {
 }
 
 // kick looks at every queue again, as after a start, a flush or a reload; places that are down are tried at once.
-func (d *dispatcher) kick() {
+func (d *dispatcher) kick() { d.kickFor("") }
+
+// kickFor is kick for one queue; "" stands for all.
+func (d *dispatcher) kickFor(dest spool.Dest) {
 	d.mu.Lock()
 	ctx := d.ctx
-	for _, p := range d.places {
-		p.down, p.backoff = time.Time{}, 0
+	for q, p := range d.places {
+		if dest == "" || q == dest {
+			p.down, p.backoff = time.Time{}, 0
+		}
 	}
 	d.mu.Unlock()
 	if ctx == nil {
 		return
 	}
 	for _, q := range d.b.spool.Dests() {
-		if _, ok := q.Via(); ok {
+		if _, ok := q.Via(); ok && (dest == "" || q == dest) {
 			for range 4 {
 				d.due(q)
 			}

@@ -105,6 +105,8 @@ type Limits struct {
 	Hops        int           // nodes an envelope may pass, 20
 	Deliveries  int           // concurrent deliveries to one place, 20
 	BundleBytes int64         // small mail gathered into one bundle, 1 MiB
+	UserCount   int           // mails that one local user or account may have in the queue; 0: no limit
+	UserBytes   int64         // and their bytes
 	ReturnGrace time.Duration // after expiry, how long a receipt may still come before the failure DSN: 14 days, 1 day for live carriers
 }
 

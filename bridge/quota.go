@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -10,7 +11,8 @@ import (
 	"mochila/transport"
 )
 
-// quotas counts what each peer has queued here: everything it relays or sends through this node. What ends is not
+// quotas counts what each peer has queued here, everything it relays or sends through this node, and where it is
+// limited, what each local user and account has. What ends is not
 // subtracted: the count is an upper bound, and made anew when it says no. That walks the whole spool, so it is done
 // at first need and then no more often than it is cheap.
 type quotas struct {
@@ -90,6 +92,31 @@ func (q *quotas) charge(b *Bridge, node envelope.NodeID, size int64) error {
 	return q.ask(b, node, size, true)
 }
 
+// chargeUser books a mail of a local user or an account, by its trust class, or refuses it. It costs nothing where no
+// limit is set.
+func (q *quotas) chargeUser(b *Bridge, trust string, size int64) error {
+	l := &b.Policy().Limits
+	if l.UserBytes == 0 && l.UserCount == 0 || trust == "net" || trust == "uid:0" {
+		return nil
+	}
+	maxBytes, maxCount := l.UserBytes, l.UserCount
+	if maxBytes == 0 {
+		maxBytes = math.MaxInt64 / 2
+	}
+	if maxCount == 0 {
+		maxCount = math.MaxInt
+	}
+	ok, err := q.fits(b, trust, maxBytes, maxCount, size, true)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		b.log.Warn("a local user is over the quota", "trust", trust, "bytes", l.UserBytes, "count", l.UserCount)
+		return envelope.NewStatus(452, "4.2.2", "you have too much mail in the queue, try again later")
+	}
+	return nil
+}
+
 // ask looks whether one more item has room in a node's quota.
 func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) error {
 	peer := b.Policy().peer(node)
@@ -103,7 +130,16 @@ func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) err
 	if maxCount == 0 {
 		maxCount = 100000
 	}
-	trust := "peer:" + node.Label().String()
+	ok, err := q.fits(b, "peer:"+node.Label().String(), maxBytes, maxCount, size, book)
+	if err != nil || ok {
+		return err
+	}
+	b.log.Warn("peer is over its quota", "peer", peer.Name, "bytes", maxBytes, "count", maxCount)
+	return fmt.Errorf("%w: %s is over its quota here", transport.ErrRefused, peer.Name)
+}
+
+// fits reports whether one more item of a trust class has room, and books it if asked to.
+func (q *quotas) fits(b *Bridge, trust string, maxBytes int64, maxCount int, size int64, book bool) (bool, error) {
 	fits := func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
@@ -117,14 +153,8 @@ func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) err
 		return true
 	}
 	if fits() {
-		return nil
+		return true, nil
 	}
-	switch again, err := q.renew(b); {
-	case err != nil:
-		return err
-	case again && fits():
-		return nil
-	}
-	b.log.Warn("peer is over its quota", "peer", peer.Name, "bytes", maxBytes, "count", maxCount)
-	return fmt.Errorf("%w: %s is over its quota here", transport.ErrRefused, peer.Name)
+	again, err := q.renew(b)
+	return err == nil && again && fits(), err
 }

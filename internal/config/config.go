@@ -100,6 +100,8 @@ type Limits struct {
 	Received   int      `toml:"received"`   // Received lines at entry that mean a loop; default 50
 	Bundle     Size     `toml:"bundle"`     // content of one bundle of small mail; default 1MiB
 	Deliveries int      `toml:"deliveries"` // at once to one place; default 20
+	UserCount  int      `toml:"user_count"` // mails that one local user or account may have in the queue; 0: no limit
+	UserBytes  Size     `toml:"user_bytes"` // and their bytes
 	Quarantine Size     `toml:"quarantine"` // of refused input is kept; default 1GiB
 	TraceKeep  int      `toml:"trace_keep"` // finished envelopes remembered; default 100000
 	TraceAge   Duration `toml:"trace_age"`  // and for how long; default 90d

@@ -66,6 +66,9 @@ func (d *submitDesk) Verify(_ context.Context, addr string) (string, error) {
 	if !t.OK {
 		return "", t.Status
 	}
+	if t.Next != "" {
+		return t.Result + ", next contact " + t.Next, nil
+	}
 	return t.Result, nil
 }
 

@@ -67,8 +67,35 @@ func (n *Node) act(a QueueAction) (*QueueActed, error) {
 	return out, nil
 }
 
-// flush makes everything due, or what goes to one site.
-func (n *Node) flush(context.Context, string) error { return n.bridge.Flush() }
+// flush makes what waits for a site due now: for the peer of that name, or for wherever mail to that domain or address
+// goes. Without a site, and for one that leads nowhere, it is everything: more than was asked for, never less.
+func (n *Node) flush(_ context.Context, site string) error {
+	dest, _ := n.siteDest(site)
+	return n.bridge.FlushTo(dest)
+}
+
+// siteDest finds the queue of a site.
+func (n *Node) siteDest(site string) (spool.Dest, bool) {
+	if site == "" {
+		return "", false
+	}
+	for _, p := range n.bridge.Policy().Peers {
+		if p.Name == site {
+			return spool.NodeDest(p.ID), true
+		}
+	}
+	if !strings.Contains(site, "@") {
+		site = "postmaster@" + site
+	}
+	d, err := n.bridge.Policy().Routes.Lookup("", site, 0)
+	switch {
+	case err != nil:
+		return "", false
+	case d.Deliver:
+		return spool.ViaDest(d.Rule.Via), true
+	}
+	return spool.NodeDest(d.Rule.Node), true
+}
 
 // card is this node's card as text.
 func (n *Node) card() string { return n.keys.Card().Text() }
