@@ -33,6 +33,7 @@ var below = map[string][]string{
 	"transport/letter":      {"internal/durable"},
 	"transport/s3":          {"transport"},
 	"transport/all":         {"transport/..."},
+	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},
 	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},
 

@@ -65,6 +65,14 @@ func (v *verifier) Read(b []byte) (int, error) {
 // errDamaged says that a packet of this node's own does not have the bytes its ID promises.
 var errDamaged = fmt.Errorf("own packet is damaged")
 
+// OpenWhole opens all of an outgoing packet; the reader fails if the bytes are not those that the ID names.
+func OpenWhole(ctx context.Context, p *Packet) (io.ReadCloser, error) { return openWhole(ctx, p) }
+
+// Verified reads size bytes of r that must hash to id: a reader that would have them all otherwise meets ErrIncomplete instead.
+func Verified(ctx context.Context, r io.Reader, id ID, size int64) io.Reader {
+	return newVerifier(ctx, r, id, size, ErrIncomplete)
+}
+
 // openWhole opens all of an outgoing packet; the reader fails if the bytes are not those that the ID names.
 func openWhole(ctx context.Context, p *Packet) (io.ReadCloser, error) {
 	if p.Size <= 0 {
