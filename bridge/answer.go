@@ -96,6 +96,9 @@ func (d *desk) receipts() (*transport.Packet, error) {
 			b.log.Warn("cannot send receipts", "node", b.Policy().nodeName(n), "err", err)
 			continue
 		}
+		if d.room != nil && x.packet.Size > d.room() {
+			return nil, nil // the next medium has them
+		}
 		x.held = held
 		if err := d.expose(x); err != nil {
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 	"strings"
 	"sync"
@@ -29,8 +30,10 @@ type desk struct {
 	called  *Contact // the contact of the policy for whose sake the neighbour called, if there is one
 	began   time.Time
 	more    chan struct{}
+	room    func() int64 // the largest packet that still fits on the medium; nil: nobody counts
 
 	mu        sync.Mutex
+	pinch     int64 // bundles are made no larger than this, since the last one did not fit; 0: they do
 	ready     []*transport.Packet
 	resend    []resend
 	aside     []spool.Ref // leased, but too big for this contact: given back when it ends
@@ -70,7 +73,7 @@ func isLive(carrier string) bool {
 func isOneWay(carrier string) bool {
 	scheme, _, _ := strings.Cut(carrier, ":")
 	switch scheme {
-	case "exec", "mail", "nncp", "uucp", "fspl":
+	case "exec", "mail", "nncp", "uucp", "fspl", "export", "import":
 		return true
 	}
 	return false
@@ -235,6 +238,15 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	b := d.b
 	limit := b.Policy().Limits.BundleBytes
+	room := int64(math.MaxInt64)
+	if d.room != nil {
+		if room = d.room() - receiptRoom; room <= 0 {
+			return false, nil
+		}
+		if limit = min(limit, room); d.pinch > 0 {
+			limit = min(limit, d.pinch)
+		}
+	}
 	leased, err := b.spool.Lease(q, 512, limit)
 	if err != nil || len(leased) == 0 {
 		return false, err
@@ -256,7 +268,15 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 			d.aside = append(d.aside, ref)
 			continue
 		}
+		if x.Item.Env.Size/2 > room { // it would have to shrink by half: that is not tried
+			d.aside = append(d.aside, ref)
+			continue
+		}
 		if x.Item.Transit != nil {
+			if x.Item.BodySize+seal.HopSize > room {
+				d.aside = append(d.aside, ref)
+				continue
+			}
 			if err := d.packTransit(x.Item, ref); err != nil {
 				if err := b.unsealable(node, &load{refs: []spool.Ref{ref}}, err); err != nil {
 					return false, err
@@ -277,7 +297,7 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	if len(refs) == 0 {
 		return true, nil // what was put aside is not leased again: this comes to an end
 	}
-	defer b.spool.Release(refs...)
+	defer func() { b.spool.Release(refs...) }()
 	held, err := d.addReceipts(l, node)
 	if err != nil {
 		return false, err
@@ -285,6 +305,14 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 	x, err := b.sealLoad(l, node, d.node, class)
 	if err != nil {
 		return true, b.unsealable(node, l, err)
+	}
+	if x.packet.Size > room { // nobody has seen it: its number goes unused
+		if len(refs) == 1 {
+			d.aside, refs = append(d.aside, refs...), nil
+		} else {
+			d.pinch = max(size/2, 1)
+		}
+		return true, nil
 	}
 	x.held = held
 	return true, d.expose(x)

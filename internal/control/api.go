@@ -282,6 +282,71 @@ type ReceiveReply struct {
 	Bounced bool `json:"bounced,omitempty"` // a mail server sent one of this node's letters back
 }
 
+// ExportRequest is POST /v1/export. The answer is the stream; its trailer ExportTrailer has an ExportReply.
+type ExportRequest struct {
+	Nodes  []string `json:"nodes"`
+	Size   int64    `json:"size,omitempty"`   // of each part, in bytes; 0: no limit
+	Parts  int      `json:"parts,omitempty"`  // that restore it; 0: 1
+	Parity int      `json:"parity,omitempty"` // further ones that may be lost
+	Block  int      `json:"block,omitempty"`  // bytes; 0: 64 KiB
+	One    bool     `json:"one,omitempty"`    // all parts share one medium: the size is that of all together
+}
+
+// ExportTrailer is the HTTP trailer behind the stream of an export.
+const ExportTrailer = "Mochila-Export"
+
+// ExportNames is the HTTP header of an export that has the names of its sets, joined by commas: what /v1/export/undo takes.
+const ExportNames = "Mochila-Exports"
+
+// ExportReply is how an export went.
+type ExportReply struct {
+	Sets  []ExportSet `json:"sets"`
+	Bytes int64       `json:"bytes"` // of the stream
+	Error string      `json:"error,omitempty"`
+	Hint  string      `json:"hint,omitempty"`
+	Exit  int         `json:"exit,omitempty"`
+}
+
+// ExportSet is what was written for one neighbour.
+type ExportSet struct {
+	Node      string `json:"node"`
+	Export    string `json:"export"` // its name in the queue and for /v1/export/undo
+	Packets   int    `json:"packets"`
+	Envelopes int    `json:"envelopes"`
+	Left      int    `json:"left"` // that are due and found no room
+}
+
+// ImportReply is POST /v1/import (export streams as the body).
+type ImportReply struct {
+	Sets      []ImportSet `json:"sets"`
+	Blocks    int64       `json:"blocks"`           // that were read
+	Damaged   int64       `json:"damaged"`          // blocks that were
+	Rubbish   int64       `json:"rubbish"`          // bytes that belong to no block
+	Others    int64       `json:"others,omitempty"` // blocks for other nodes
+	Strangers int64       `json:"strangers,omitempty"`
+	Delivered int         `json:"delivered"` // mails handed to the local mail system meanwhile
+	Error     string      `json:"error,omitempty"`
+	Hint      string      `json:"hint,omitempty"`
+}
+
+// ImportSet is what came of one export.
+type ImportSet struct {
+	Node     string `json:"node"` // who wrote it
+	Set      string `json:"set"`
+	Packets  int    `json:"packets"` // taken now
+	Bytes    int64  `json:"bytes"`   // of these
+	Known    int    `json:"known"`   // that were here before
+	Refused  int    `json:"refused"`
+	Damaged  int    `json:"damaged"`
+	Complete bool   `json:"complete"`
+	Parts    []int  `json:"parts,omitempty"` // of which something is here; not for complete ones
+	Need     int    `json:"need"`            // parts that restore it
+	Of       int    `json:"of"`              // parts that there are
+	Missing  int64  `json:"missing"`         // stripes that are not there yet, as far as is known
+	Waiting  int    `json:"waiting"`         // packets that wait for them, as far as is known
+	End      bool   `json:"end"`             // whether the end of it was seen
+}
+
 // QuarantineItem is one line of GET /v1/quarantine.
 type QuarantineItem struct {
 	Name   string    `json:"name"`

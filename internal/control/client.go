@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 
 	"mochila/internal/config"
@@ -124,6 +125,38 @@ func (c *Client) Raw(ctx context.Context, path string, w io.Writer) error {
 	defer r.Body.Close()
 	_, err = io.Copy(w, r.Body)
 	return err
+}
+
+// Export copies the stream of an export to w, which done then makes durable. When either fails, or the export does, the stream is
+// worth nothing and everything is due again.
+func (c *Client) Export(ctx context.Context, q ExportRequest, w io.Writer, done func() error) (*ExportReply, error) {
+	b, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, err := c.send(asking, http.MethodPost, "/v1/export", bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	reply := &ExportReply{}
+	if _, err = io.Copy(w, r.Body); err == nil {
+		if json.Unmarshal([]byte(r.Trailer.Get(ExportTrailer)), reply) != nil {
+			err = &Error{Message: "the export broke off", Hint: "mochila status; the daemon's log", Exit: ExitTemp}
+		} else if reply.Error != "" {
+			return nil, &Error{Message: reply.Error, Hint: reply.Hint, Exit: reply.Exit}
+		} else {
+			err = done()
+		}
+	}
+	if err == nil {
+		return reply, nil
+	}
+	cancel() // a node that writes still gives up by itself
+	names := map[string][]string{"exports": strings.Split(r.Header.Get(ExportNames), ",")}
+	return nil, errors.Join(err, c.Post(context.WithoutCancel(ctx), "/v1/export/undo", names, nil))
 }
 
 // Stream posts in and hands each JSON line of the answer to each.

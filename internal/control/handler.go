@@ -126,6 +126,15 @@ func (n *Node) Handler() http.Handler {
 		return n.receiveMail(r.Context(), r.URL.Query().Get("sender"), r.Body)
 	})
 	mux.HandleFunc("POST /v1/sync", n.serveSync)
+	mux.HandleFunc("POST /v1/export", n.serveExport)
+	post("/v1/export/undo", func(r *http.Request) (any, error) {
+		var q struct{ Exports []string }
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		return ok, n.unexport(q.Exports)
+	})
+	post("/v1/import", func(r *http.Request) (any, error) { return n.importStream(r.Context(), r.Body) })
 	n.jobVerbs(mux)
 	return mux
 }

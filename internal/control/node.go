@@ -26,6 +26,7 @@ import (
 	"mochila/spool/maildrop"
 	"mochila/transport"
 	"mochila/transport/all"
+	"mochila/transport/export"
 	"mochila/transport/letter"
 )
 
@@ -41,6 +42,7 @@ type Node struct {
 	partials *transport.Partials
 	accounts *account.Book // who may log in at the SMTP port
 	letters  *letter.Box
+	imports  *export.Importer
 	started  time.Time
 	daemon   bool
 	listens  []string
@@ -116,6 +118,9 @@ func (n *Node) open(o NodeOptions) (err error) {
 	if n.letters, err = letter.OpenBox(filepath.Join(n.home.SpoolDir, "letters"), letter.BoxOptions{}); err != nil {
 		return err
 	}
+	if n.imports, err = n.openImporter(); err != nil {
+		return err
+	}
 	policy, err := n.policy(n.cfg)
 	if err != nil {
 		return err
@@ -169,6 +174,9 @@ func (n *Node) Close() error {
 	var errs []error
 	if n.partials != nil {
 		errs = append(errs, n.partials.Close())
+	}
+	if n.imports != nil {
+		errs = append(errs, n.imports.Close())
 	}
 	if n.spool != nil {
 		errs = append(errs, n.spool.Close())

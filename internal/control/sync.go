@@ -27,12 +27,7 @@ type target struct {
 
 // sync is POST /v1/sync: make the contacts, one after the other, and report each.
 func (n *Node) sync(ctx context.Context, q SyncRequest, report func(SyncLine) error) error {
-	if !n.daemon {
-		run, cancel := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() { defer close(done); n.bridge.Run(run) }()
-		defer func() { cancel(); <-done }()
-	}
+	defer n.engine(ctx)()
 	if _, err := n.Collect(ctx); err != nil {
 		n.log.Warn("maildrop", "err", err)
 	}

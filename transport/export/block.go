@@ -139,3 +139,15 @@ func parseHeader(b []byte) (h Header, err error) {
 func intact(head, payload []byte) bool {
 	return blockSum(head[:headerSum], payload) == [16]byte(head[headerSum+4:HeaderSize])
 }
+
+// Peek reads the header at the beginning of a stream that was just written, and tells how long the block is; 0: its header is not
+// all there yet.
+func Peek(b []byte) (h Header, size int, err error) {
+	if len(b) < HeaderSize {
+		return h, 0, nil
+	}
+	if h, err = parseHeader(b); err != nil {
+		return h, 0, err
+	}
+	return h, HeaderSize + h.payload(), nil
+}
