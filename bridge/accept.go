@@ -236,7 +236,8 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 	m := env.Mail
 	m.Sender = p.qualify(m.Sender)
 	item := &spool.Item{Env: env, Trust: trust, Entered: now, Outcomes: make([]envelope.Outcome, len(m.Recipients))}
-	life := p.Limits.Lifetime
+	var life time.Duration
+	longest := time.Duration(0) // that every destination takes; 0: any
 	legs := map[spool.Dest]int{}
 	for i := range m.Recipients {
 		r := &m.Recipients[i]
@@ -265,18 +266,23 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 		if !ok {
 			k = len(item.Legs)
 			legs[dest] = k
-			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: spool.Due})
+			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: spool.Due, KeepHop: d.Rule.KeepHop})
 			if !m.HoldUntil.IsZero() && m.HoldUntil.After(now) {
 				item.Legs[k].State, item.Legs[k].At = spool.Deferred, m.HoldUntil
 			}
 		}
 		item.Legs[k].Rcpts = append(item.Legs[k].Rcpts, i)
-		if d.Rule.Lifetime > 0 && d.Rule.Lifetime < life {
-			life = d.Rule.Lifetime
+		item.Legs[k].KeepHop = item.Legs[k].KeepHop && d.Rule.KeepHop
+		life = max(life, p.lifetime(d.Rule))
+		if most := b.maxLife(d.Rule.Node); most > 0 && (longest == 0 || most < longest) {
+			longest = most
 		}
-		if d.Rule.Lifetime > p.Limits.Lifetime {
-			life = d.Rule.Lifetime
-		}
+	}
+	if life == 0 {
+		life = p.Limits.Lifetime
+	}
+	if longest > 0 {
+		life = min(life, longest)
 	}
 	if env.Expires.IsZero() {
 		env.Expires = now.Add(life)
@@ -285,6 +291,39 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 		}
 	}
 	return item, nil
+}
+
+// maxLife is the longest lifetime of an envelope that a node takes, by its card; 0 when that is not known.
+func (b *Bridge) maxLife(node envelope.NodeID) time.Duration {
+	if node.IsZero() {
+		return 0
+	}
+	c, err := b.cardOf(node)
+	if err != nil || c == nil {
+		return 0
+	}
+	return c.MaxLife
+}
+
+// Clamped lists the routes whose mail lives shorter than the configuration says: its destination takes no longer lifetime.
+func (b *Bridge) Clamped() (out []string) {
+	p := b.Policy()
+	for i := range p.Routes.Route {
+		r := &p.Routes.Route[i]
+		if most := b.maxLife(r.Node); most > 0 && p.lifetime(r) > most {
+			out = append(out, fmt.Sprintf("mail for %s by node %s lives %s, not %s: the card of %s allows no more",
+				strings.Join(r.To, ", "), r.NodeName, days(most), days(p.lifetime(r)), r.NodeName))
+		}
+	}
+	return out
+}
+
+// days shows a lifetime.
+func days(d time.Duration) string {
+	if d%(24*time.Hour) == 0 {
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	}
+	return d.String()
 }
 
 // received is the trace line of RFC 5321 section 4.4 that this node puts in front of what it accepts.

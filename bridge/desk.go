@@ -36,7 +36,8 @@ type desk struct {
 	pinch     int64 // bundles are made no larger than this, since the last one did not fit; 0: they do
 	ready     []*transport.Packet
 	resend    []resend
-	aside     []spool.Ref // leased, but too big for this contact: given back when it ends
+	aside     []spool.Ref // leased, but not to be had: given back when it ends
+	larger    bool        // something due is too big for this contact
 	spent     int64
 	owing     time.Time // when the last packet of mere receipts left
 	timer     *time.Timer
@@ -116,7 +117,7 @@ func (d *desk) close(handed int) (envelopes int, late, stuck bool) {
 		d.timer.Stop()
 	}
 	behind := handed + len(d.ready)
-	stuck = len(d.aside) > 0 || len(d.sent) > behind || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
+	stuck = d.larger || len(d.aside) > 0 || len(d.sent) > behind || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
 	d.b.spool.Release(d.aside...)
 	d.aside = nil
 	return d.envelopes, behind > 0, stuck
@@ -247,7 +248,12 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 			limit = min(limit, d.pinch)
 		}
 	}
-	leased, err := b.spool.Lease(q, 512, limit)
+	most := d.contact.MaxPacket
+	if room < math.MaxInt64/2 && (most == 0 || most > 2*room) {
+		most = 2 * room // it would have to shrink by half: more than that is not tried
+	}
+	leased, larger, err := b.spool.LeaseUpTo(q, 512, limit, most)
+	d.larger = d.larger || larger
 	if err != nil || len(leased) == 0 {
 		return false, err
 	}
@@ -261,14 +267,6 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 			if err := b.expire(ref.ID); err != nil {
 				b.log.Error("end an expired envelope", "id", ref.ID.String(), "err", err)
 			}
-			d.aside = append(d.aside, ref)
-			continue
-		}
-		if m := d.contact.MaxPacket; m > 0 && x.Item.Env.Size > m {
-			d.aside = append(d.aside, ref)
-			continue
-		}
-		if x.Item.Env.Size/2 > room { // it would have to shrink by half: that is not tried
 			d.aside = append(d.aside, ref)
 			continue
 		}
@@ -321,7 +319,7 @@ func (d *desk) pack(q spool.Dest, node envelope.NodeID) (bool, error) {
 // unsealable deals with legs of which no packet could be made: the one whose content spoils it is taken out of the
 // queue; anything else (the peer's card is too old, the disk fails) is met again later, and the legs are put off.
 func (b *Bridge) unsealable(node envelope.NodeID, l *load, cause error) error {
-	if errors.Is(cause, envelope.ErrFormat) || errors.Is(cause, bundle.ErrSum) || errors.Is(cause, spool.ErrNotFound) {
+	if errors.Is(cause, envelope.ErrFormat) || errors.Is(cause, bundle.ErrSum) || errors.Is(cause, spool.ErrNotFound) || errors.Is(cause, spool.ErrNoBody) {
 		for _, ref := range l.refs {
 			if len(l.refs) == 1 || strings.Contains(cause.Error(), ref.ID.String()) {
 				return b.quarantineItem(ref.ID, cause.Error())
@@ -418,6 +416,9 @@ func (d *desk) expose(x *sealed) error {
 // overdue is how long to wait for a receipt before a leg is due again: twice the usual round trip of its carrier,
 // doubling with each loss.
 func (d *desk) overdue(_ *spool.Item, leg *spool.Leg) time.Duration {
+	if node, ok := leg.Dest.Node(); ok && d.b.Policy().oneWay(node) > 0 {
+		return d.b.overdue(d.contact, 0)
+	}
 	return d.b.overdue(d.contact, leg.Attempts)
 }
 

@@ -3,6 +3,8 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"mochila/internal/envelope"
@@ -22,47 +24,62 @@ func (a *addition) discard() {
 	}
 }
 
-// conclude gives recipients of one leg their final outcomes, in one commit with everything that follows: the DSN or
-// the report, the dead letter, the end of the item. change, if not nil, adjusts the leg when recipients are left.
-// An item that is gone, or a leg that is done, is success: somebody was faster.
+// legEnd is what becomes of one leg.
+type legEnd struct {
+	leg    int
+	final  map[int]envelope.Outcome // by recipient
+	taken  map[int]bool             // recipients of whom another system tells what NOTIFY asks for
+	change func(*spool.Item, *spool.Leg)
+	stays  bool // the leg goes on when all of its recipients have ended: change says how
+}
+
+// conclude is concludeAll for one leg. change, if not nil, adjusts the leg when recipients are left.
 func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTaken map[int]bool, change func(*spool.Item, *spool.Leg)) (*spool.Item, error) {
+	return b.concludeAll(ref.ID, []legEnd{{leg: ref.Leg, final: final, taken: dsnTaken, change: change}})
+}
+
+// concludeAll gives recipients of some legs their final outcomes, in one commit with everything that follows: the one DSN
+// or report, the dead letter, the end of the item. An item that is gone, or a leg that is done, is success: somebody
+// was faster.
+func (b *Bridge) concludeAll(id envelope.ID, ends []legEnd) (*spool.Item, error) {
 	var seen *spool.Item
-	err := b.spool.View(func(tx *spool.Tx) (err error) { seen, err = tx.Item(ref.ID); return err })
+	err := b.spool.View(func(tx *spool.Tx) (err error) { seen, err = tx.Item(id); return err })
 	if errors.Is(err, spool.ErrNotFound) {
-		return &spool.Item{Env: &envelope.Envelope{ID: ref.ID, Mail: &envelope.Mail{}}}, nil
+		return &spool.Item{Env: &envelope.Envelope{ID: id, Mail: &envelope.Mail{}}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	now := b.now()
+	ends = slices.DeleteFunc(slices.Clone(ends), func(e legEnd) bool { return seen.Legs[e.leg].State == spool.Done })
 	var fresh []int // recipients that become final now
-	var grave []int // failed, and nobody to tell
-	for i, o := range final {
-		if i >= len(seen.Outcomes) || seen.Outcomes[i].Action.Final() {
-			continue
+	taken := map[int]bool{}
+	for _, e := range ends {
+		for i, o := range e.final {
+			if i >= len(seen.Outcomes) || seen.Outcomes[i].Action.Final() {
+				continue
+			}
+			o.Addr = seen.Outcomes[i].Addr
+			if o.At.IsZero() {
+				o.At = now
+			}
+			seen.Outcomes[i] = o
+			taken[i] = e.taken[i]
+			fresh = append(fresh, i)
 		}
-		o.Addr = seen.Outcomes[i].Addr
-		if o.At.IsZero() {
-			o.At = now
-		}
-		seen.Outcomes[i] = o
-		fresh = append(fresh, i)
 	}
+	slices.Sort(fresh)
 	var adds []*addition
+	var grave []int // failed, and nobody to tell
 	if len(fresh) > 0 {
-		if adds, grave, err = b.follow(seen, fresh, dsnTaken); err != nil {
+		if adds, grave, err = b.follow(seen, fresh, taken); err != nil {
 			return nil, err
 		}
 	}
 	var item *spool.Item
-	var late bool
 	err = b.spool.ApplySoon(func(tx *spool.Tx) (err error) {
-		if item, err = tx.Item(ref.ID); err != nil {
+		if item, err = tx.Item(id); err != nil {
 			return err
-		}
-		leg := &item.Legs[ref.Leg]
-		if late = leg.State == spool.Done; late {
-			return nil
 		}
 		for _, i := range fresh {
 			if item.Outcomes[i].Action.Final() {
@@ -70,16 +87,19 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 			}
 			item.Outcomes[i] = seen.Outcomes[i]
 			o := &item.Outcomes[i]
-			item.AddLog(now, o.Action.String(), o.Addr+" "+o.MTA+": "+o.Status.String())
+			item.AddLog(now, o.Action.String(), strings.TrimSpace(o.Addr+" "+o.MTA)+": "+o.Status.String())
 		}
-		left := false
-		for _, i := range leg.Rcpts {
-			left = left || !item.Outcomes[i].Action.Final()
-		}
-		if !left {
-			leg.State, leg.At = spool.Done, time.Time{}
-		} else if change != nil {
-			change(item, leg)
+		for _, e := range ends {
+			leg := &item.Legs[e.leg]
+			if leg.State == spool.Done {
+				return errRace
+			}
+			left := slices.ContainsFunc(leg.Rcpts, func(i int) bool { return !item.Outcomes[i].Action.Final() })
+			if !left && !e.stays {
+				leg.State, leg.At = spool.Done, time.Time{}
+			} else if e.change != nil {
+				e.change(item, leg)
+			}
 		}
 		if len(grave) > 0 {
 			item.Legs = append(item.Legs, spool.Leg{Dest: spool.DeadDest, Rcpts: grave, State: spool.Held, Last: item.Outcomes[grave[0]].Status})
@@ -92,13 +112,13 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 		}
 		return tx.Save(item)
 	})
-	if err != nil || late {
+	if err != nil {
 		for _, a := range adds {
 			a.discard()
 		}
 		switch {
 		case errors.Is(err, errRace):
-			return b.conclude(ref, final, dsnTaken, change)
+			return b.concludeAll(id, ends)
 		case errors.Is(err, spool.ErrNotFound): // it ended between the look and the commit
 			return seen, nil
 		}
@@ -108,7 +128,7 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 		b.logFollow(item, a.item)
 	}
 	if len(grave) > 0 {
-		b.log.Warn(fmt.Sprintf("%s: to=<%s>, dead letter: undeliverable and has no sender to tell (%s)", ref.ID, item.Outcomes[grave[0]].Addr, item.Outcomes[grave[0]].Status))
+		b.log.Warn(fmt.Sprintf("%s: to=<%s>, dead letter: undeliverable and has no sender to tell (%s)", id, item.Outcomes[grave[0]].Addr, item.Outcomes[grave[0]].Status))
 	}
 	return item, nil
 }
@@ -155,21 +175,15 @@ func (b *Bridge) report(item *spool.Item, fresh []int, dsnTaken map[int]bool) (*
 
 // endLeg fails the recipients of a leg with one status.
 func (b *Bridge) endLeg(ref spool.Ref, rcpts []int, s envelope.Status) error {
-	final := map[int]envelope.Outcome{}
+	e := legEnd{leg: ref.Leg, final: map[int]envelope.Outcome{}}
 	for _, i := range rcpts {
-		final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
+		e.final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
 	}
-	item, err := b.conclude(ref, final, nil, nil)
+	item, err := b.concludeAll(ref.ID, []legEnd{e})
 	if err != nil {
 		return fmt.Errorf("end an envelope: %w", err)
 	}
-	for _, i := range rcpts {
-		word := "bounced"
-		if s.Enhanced == "4.4.7" || s.Enhanced == "5.4.7" {
-			word = "expired"
-		}
-		b.logDelivery(item, i, word, "none", s, b.now())
-	}
+	b.logEnded(item, e)
 	return nil
 }
 
@@ -224,36 +238,74 @@ func (b *Bridge) expire(id envelope.ID) error {
 		return nil
 	}
 	var errs []error
+	var ends []legEnd // of a mail: its sender hears of all at once
+	end1 := func(ref spool.Ref, leg *spool.Leg, text string) {
+		s := envelope.Status{Code: 554, Enhanced: "5.4.7", Text: text}
+		if item.Env.Kind == envelope.KindMail {
+			ends = append(ends, legEnd{leg: ref.Leg, final: failed(item, leg, s)})
+			return
+		}
+		errs = append(errs, b.endAny(item, ref, leg, s))
+	}
 	for k := range item.Legs {
 		leg := &item.Legs[k]
 		ref := spool.Ref{ID: id, Leg: k}
 		until := end.Add(b.grace(leg))
-		switch leg.State {
-		case spool.Done:
-		case spool.Sealed, spool.Travelling, spool.Arrived:
-			if now.Before(until) {
+		node, out := leg.Dest.Node()
+		switch {
+		case leg.State == spool.Done:
+		case leg.Dest == spool.DeadDest:
+			errs = append(errs, b.dropLeg(ref, "dead letter expired"))
+		case out && leg.Carrier != "" && b.Policy().oneWay(node) > 0:
+			errs = append(errs, b.oneWayOver(item, ref, leg))
+		case out && leg.Carrier != "" && now.Before(until):
+			if leg.State == spool.Sealed || leg.State == spool.Travelling || leg.State == spool.Arrived {
 				errs = append(errs, b.setAt(ref, until))
-				continue
-			}
-			errs = append(errs, b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired, no proof of delivery came back"}))
-		default:
-			if leg.Dest == spool.DeadDest {
-				errs = append(errs, b.dropLeg(ref, "dead letter expired"))
-				continue
-			}
-			if _, out := leg.Dest.Node(); out && leg.Carrier != "" && now.Before(until) {
-				// It was to go again when its time ran out; what went before may have arrived, or still may.
+			} else { // It was to go again when its time ran out; what went before may have arrived, or still may.
 				errs = append(errs, b.await(ref, until))
-				continue
 			}
+		case leg.State == spool.Sealed, leg.State == spool.Travelling, leg.State == spool.Arrived:
+			end1(ref, leg, "delivery time expired, no proof of delivery came back")
+		default:
 			text := "delivery time expired"
 			if leg.Last.Code != 0 {
 				text += ": " + leg.Last.Text
 			}
-			errs = append(errs, b.endAny(item, ref, leg, envelope.Status{Code: 554, Enhanced: "5.4.7", Text: text}))
+			end1(ref, leg, text)
+		}
+	}
+	if len(ends) > 0 {
+		done, err := b.concludeAll(id, ends)
+		errs = append(errs, err)
+		if err == nil {
+			for _, e := range ends {
+				b.logEnded(done, e)
+			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// failed is the failure of those recipients of a leg that have not ended.
+func failed(item *spool.Item, leg *spool.Leg, s envelope.Status) map[int]envelope.Outcome {
+	final := map[int]envelope.Outcome{}
+	for _, i := range leg.Rcpts {
+		if !item.Outcomes[i].Action.Final() {
+			final[i] = envelope.Outcome{Action: envelope.ActionFailed, Status: s}
+		}
+	}
+	return final
+}
+
+// logEnded writes a line for each recipient that a leg's end was one for.
+func (b *Bridge) logEnded(item *spool.Item, e legEnd) {
+	for i, o := range e.final {
+		word := "bounced"
+		if o.Status.Enhanced == "4.4.7" || o.Status.Enhanced == "5.4.7" {
+			word = "expired"
+		}
+		b.logDelivery(item, i, word, "none", o.Status, b.now())
+	}
 }
 
 // gone makes an item that has ended meanwhile no error.

@@ -171,6 +171,12 @@ func (in *incoming) after(entered []*spool.Item, logs []arrival, now time.Time) 
 		if l.item.Env.Kind != envelope.KindMail {
 			continue
 		}
+		if leg.KeepHop {
+			b.letGo(l.item.Env.ID)
+		}
+		if leg.State != spool.Arrived {
+			continue
+		}
 		for _, i := range leg.Rcpts {
 			b.logDelivery(l.item, i, "arrived", b.Policy().nodeName(in.peer), envelope.Status{Code: 250, Enhanced: "2.0.0", Text: l.word}, now)
 		}

@@ -48,6 +48,7 @@ func (b *Bridge) notice(item *spool.Item, tell []envelope.Outcome, until time.Ti
 		ID: id, MTA: p.Domain, Node: p.Name, From: "MAILER-DAEMON@" + p.Domain,
 		Original: item.Env, Outcomes: tell, Until: until, Now: now,
 		Content: func() (io.ReadCloser, error) { return b.spool.OpenBody(item.Env.ID) },
+		Header:  item.Header,
 		Explain: b.explain(item),
 	})
 	body := b.spool.NewBody()
@@ -166,6 +167,9 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 		case spool.Due, spool.Deferred, spool.Sealed, spool.Travelling:
 		default:
 			continue
+		}
+		if node, ok := leg.Dest.Node(); ok && leg.Carrier != "" && b.Policy().oneWay(node) > 0 {
+			continue // nothing more will be known
 		}
 		if leg.Dest == spool.DeadDest || now.Sub(it.Entered) < b.patience(leg.Dest) {
 			continue

@@ -209,6 +209,34 @@ func (p *Policy) paths(dest envelope.NodeID) []envelope.NodeID {
 	return out
 }
 
+// oneWay is how often a packet is sent towards a node from which nothing comes back; 0: receipts are waited for.
+func (p *Policy) oneWay(dest envelope.NodeID) (repeat int) {
+	for i := range p.Routes.Route {
+		if r := &p.Routes.Route[i]; r.Node == dest {
+			repeat = max(repeat, r.OneWay)
+		}
+	}
+	return repeat
+}
+
+// mute reports whether nothing ever comes from a neighbour: it is the first on a one-way path.
+func (p *Policy) mute(node envelope.NodeID) bool {
+	for i := range p.Routes.Route {
+		if r := &p.Routes.Route[i]; r.OneWay > 0 && (len(r.Path) == 0 && r.Node == node || len(r.Path) > 0 && r.Path[0] == node) {
+			return true
+		}
+	}
+	return false
+}
+
+// lifetime is how long a mail lives by a rule: as it or the limits say.
+func (p *Policy) lifetime(r *route.Rule) time.Duration {
+	if r.Lifetime > 0 {
+		return r.Lifetime
+	}
+	return p.Limits.Lifetime
+}
+
 // qualify completes an address without a domain.
 func (p *Policy) qualify(addr string) string {
 	if strings.EqualFold(addr, "postmaster") && p.Postmaster != "" {

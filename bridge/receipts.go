@@ -218,8 +218,12 @@ func (b *Bridge) acked(tx *spool.Tx, s *spool.Sent, now time.Time) (log []arriva
 			return log, err
 		}
 		for _, ref := range inner.Refs {
-			if _, err := b.moveLeg(tx, ref, spool.HopHeld, now, "in custody of "+b.Policy().nodeName(s.Next)); err != nil {
+			a, err := b.moveLeg(tx, ref, spool.HopHeld, now, "in custody of "+b.Policy().nodeName(s.Next))
+			if err != nil {
 				return log, err
+			}
+			if a != nil {
+				log = append(log, *a)
 			}
 		}
 	}
@@ -257,6 +261,10 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 	if !ok || next == leg.State {
 		return nil, nil
 	}
+	if next == spool.Due && item.Gone {
+		item.AddLog(now, "not again", "no copy was kept here: "+what)
+		return nil, tx.Save(item)
+	}
 	leg.State = next
 	switch next {
 	case spool.Arrived:
@@ -264,6 +272,9 @@ func (b *Bridge) moveLeg(tx *spool.Tx, ref spool.Ref, e spool.Event, now time.Ti
 		leg.Attempts = 0
 	case spool.Travelling:
 		leg.At = now.Add(b.journey(leg)) // what is usual with the next hop says nothing of the way behind it
+		if leg.KeepHop {
+			leg.At = item.Deadline().Add(b.grace(leg)) // it cannot go again
+		}
 	case spool.Done, spool.Due:
 		leg.At = time.Time{}
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"mochila/internal/envelope"
 	"mochila/spool"
 	"mochila/transport"
 )
@@ -180,11 +181,18 @@ func onLive(s *spool.Sent) bool { return isLive(s.Carrier) }
 
 // unacknowledged lists what has to be sent again: want is asked about every packet that was handed to the neighbour
 // before this contact. Mere receipts are not sent again: they are made anew when they are missed. Nor are packets whose
-// legs have all been sealed into later ones.
+// legs have all been sealed into later ones, nor anything where no receipt can come.
+//
+// Whatever was handed to the neighbour was sealed in a session with it, and a leg in sessions with its destination: no
+// more than these is read, whatever else waits for receipts.
 func (d *desk) unacknowledged(want func(*spool.Sent) bool) (list []resend) {
+	if d.b.Policy().mute(d.node) {
+		return nil
+	}
 	err := d.b.spool.View(func(tx *spool.Tx) error {
 		last := map[spool.Ref]time.Time{}
-		err := tx.EachSent(func(s *spool.Sent) error {
+		dests := map[envelope.NodeID]bool{}
+		err := d.b.eachSent(tx, d.node, func(s *spool.Sent) error {
 			if s.Next != d.node || s.Packet == ([32]byte{}) || !s.At.Before(d.began) || !want(s) || s.Kind == sentControl {
 				return nil
 			}
@@ -196,6 +204,12 @@ func (d *desk) unacknowledged(want func(*spool.Sent) bool) (list []resend) {
 				return err
 			}
 			list = append(list, resend{s, in.Refs})
+			dests[in.Next] = true
+			if s.Kind == sentHop && in == s { // relayed: the next time it may have gone to another neighbour
+				for _, c := range d.b.Policy().Contacts {
+					dests[c.Node] = true
+				}
+			}
 			for _, ref := range in.Refs {
 				last[ref] = time.Time{}
 			}
@@ -204,24 +218,51 @@ func (d *desk) unacknowledged(want func(*spool.Sent) bool) (list []resend) {
 		if err != nil || len(list) == 0 {
 			return err
 		}
-		err = tx.EachSent(func(s *spool.Sent) error {
-			for _, ref := range s.Refs {
-				if t, asked := last[ref]; asked && s.At.After(t) {
-					last[ref] = s.At
+		for n := range dests {
+			err := d.b.eachSent(tx, n, func(s *spool.Sent) error {
+				for _, ref := range s.Refs {
+					if t, asked := last[ref]; asked && s.At.After(t) {
+						last[ref] = s.At
+					}
 				}
+				return nil
+			})
+			if err != nil {
+				return err
 			}
-			return nil
-		})
+		}
 		for i := range list {
 			r := &list[i]
 			r.refs = slices.DeleteFunc(slices.Clone(r.refs), func(ref spool.Ref) bool { return r.At.Before(last[ref]) })
 		}
 		list = slices.DeleteFunc(list, func(r resend) bool { return len(r.refs) == 0 })
-		return err
+		return nil
 	})
 	if err != nil {
 		d.b.log.Error("read what was sent", "err", err)
 		return nil
 	}
 	return list
+}
+
+// eachSent calls fn for everything that was sealed in the sessions with a node and is not acknowledged.
+func (b *Bridge) eachSent(tx *spool.Tx, node envelope.NodeID, fn func(*spool.Sent) error) error {
+	for _, id := range b.ses.of(node) {
+		if err := tx.SentRange(id, 0, 1<<48, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// of lists the sessions with a node.
+func (s *sessions) of(node envelope.NodeID) (ids [][8]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if x.peer == node {
+			ids = append(ids, x.keys.ID)
+		}
+	}
+	return ids
 }

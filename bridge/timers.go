@@ -93,7 +93,7 @@ func (b *Bridge) wakeAll(refs []spool.Ref, now time.Time) (progress bool) {
 			if err != nil || ref.Leg >= len(item.Legs) {
 				continue // it has ended
 			}
-			if _, expired := b.expiredNow(item); expired || item.Legs[ref.Leg].State == spool.Arrived {
+			if _, expired := b.expiredNow(item); expired || item.Legs[ref.Leg].State == spool.Arrived || b.sentOut(item, ref.Leg) {
 				rest = append(rest, ref)
 			} else {
 				again = append(again, ref)
@@ -138,7 +138,7 @@ func dueAgain(tx *spool.Tx, ref spool.Ref, now time.Time) error {
 		e = spool.Wake
 	}
 	next, ok := spool.Next(leg.State, e)
-	if !ok {
+	if !ok || next == spool.Due && item.Gone {
 		return nil
 	}
 	if e == spool.Overdue {
@@ -177,6 +177,8 @@ func (b *Bridge) wakeRef(ref spool.Ref, now time.Time) bool {
 	switch {
 	case leg.At.IsZero() || leg.At.After(now):
 		return false
+	case b.sentOut(item, ref.Leg):
+		return b.noted(ref.ID, b.unconfirmed(item, ref))
 	case leg.State == spool.Arrived:
 		s := envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "it arrived, but no word of its delivery came back in time"}
 		return b.noted(ref.ID, b.endAny(item, ref, leg, s))

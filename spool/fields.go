@@ -50,6 +50,9 @@ func appendRest(b []byte, it *Item) ([]byte, error) {
 	m := w.Begin(recEnv)
 	w.B = envelope.AppendStored(w.B, it.Env)
 	w.End(m)
+	if !it.Done() {
+		w.Bytes(recHeader, it.Header)
+	}
 	return w.B, nil
 }
 
@@ -77,6 +80,7 @@ func putLeg(w *envelope.Enc, l *Leg) {
 	w.String(4, l.Last.Enhanced)
 	w.String(5, l.Last.Text)
 	w.String(6, l.Carrier)
+	w.Bool(7, l.KeepHop)
 }
 
 // takeLeg reads what putLeg wrote.
@@ -107,6 +111,8 @@ func takeLeg(b []byte, l *Leg) error {
 			l.Last.Text = d.String()
 		case 6:
 			l.Carrier = d.String()
+		case 7:
+			l.KeepHop = d.Bool()
 		default:
 			d.Unknown()
 		}
@@ -208,6 +214,8 @@ func parseRest(b []byte, it *Item) error {
 				return err
 			}
 			it.Env = env
+		case recHeader:
+			it.Header = clone(d.Bytes())
 		default:
 			d.Unknown()
 		}

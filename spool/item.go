@@ -41,6 +41,7 @@ type Leg struct {
 	Attempts int
 	Last     envelope.Status // of the last attempt
 	Carrier  string          // what it was last handed to
+	KeepHop  bool            // the content need not stay once the next hop has it
 }
 
 // LogEntry is one event in the life of an item, for `trace`.
@@ -78,6 +79,11 @@ type Item struct {
 	ExpirySeen bool
 	// Problem is set by recovery when the item cannot go on by itself (its body is missing); its legs are held then.
 	Problem string
+
+	// Gone says that the content is not here any more, although the item has not ended; set before Save it lets the content
+	// go. Header is what was kept of it.
+	Gone   bool
+	Header []byte
 
 	// BodySize is the length of the content, set by Tx.Add and when the item is read; Save does not change it.
 	BodySize int64

@@ -19,17 +19,27 @@ type Leased struct {
 // Ref names the leg.
 func (l Leased) Ref() Ref { return Ref{l.Item.Env.ID, l.Leg} }
 
+// LeaseUpTo is Lease for a way that takes no content above maxItem (0: no limit). larger reports that it has passed over
+// some: they are due still, for anybody.
+func (s *Spool) LeaseUpTo(d Dest, max int, maxBytes, maxItem int64) (out []Leased, larger bool, err error) {
+	return s.lease(d, max, maxBytes, maxItem)
+}
+
 // Lease hands out at most max due legs of d, whose contents have at most maxBytes together (0: no limit; the first is
 // handed out whatever its size), urgent before other classes, small before large, old before new. Nobody else gets
 // them until Release, or a Save that changes their state. Leases end with the process: what was under way is due again.
 func (s *Spool) Lease(d Dest, max int, maxBytes int64) ([]Leased, error) {
+	out, _, err := s.lease(d, max, maxBytes, 0)
+	return out, err
+}
+
+func (s *Spool) lease(d Dest, max int, maxBytes, maxItem int64) (out []Leased, larger bool, err error) {
 	no, ok := s.dests.number(d)
 	if !ok || d == DeadDest || max <= 0 {
-		return nil, nil
+		return nil, false, nil
 	}
-	var out []Leased
 	var bad []Ref
-	err := s.pick(no, max, maxBytes, func(tx *Tx, refs []Ref) {
+	larger, err = s.pick(no, max, maxBytes, maxItem, func(tx *Tx, refs []Ref) {
 		var last *Item
 		for _, r := range refs {
 			if last == nil || last.Env.ID != r.ID {
@@ -44,11 +54,11 @@ func (s *Spool) Lease(d Dest, max int, maxBytes int64) ([]Leased, error) {
 		}
 	})
 	s.Release(bad...)
-	return out, err
+	return out, larger, err
 }
 
 // pick leases legs and calls fn with them in the transaction in which they were found.
-func (s *Spool) pick(no uint32, max int, maxBytes int64, fn func(*Tx, []Ref)) error {
+func (s *Spool) pick(no uint32, max int, maxBytes, maxItem int64, fn func(*Tx, []Ref)) (larger bool, err error) {
 	s.leases.mu.Lock()
 	locked := true
 	unlock := func() {
@@ -58,17 +68,19 @@ func (s *Spool) pick(no uint32, max int, maxBytes int64, fn func(*Tx, []Ref)) er
 		}
 	}
 	defer unlock()
-	return s.view(func(b *bolt.Tx) error {
+	err = s.view(func(b *bolt.Tx) error {
 		tx := &Tx{s: s, tx: b}
-		refs := tx.dueRefs(no, max, maxBytes)
+		var refs []Ref
+		refs, larger = tx.dueRefs(no, max, maxBytes, maxItem)
 		unlock()
 		fn(tx, refs)
 		return nil
 	})
+	return larger, err
 }
 
 // dueRefs leases legs in the order of the index. The caller holds the lease table.
-func (tx *Tx) dueRefs(no uint32, max int, maxBytes int64) (refs []Ref) {
+func (tx *Tx) dueRefs(no uint32, max int, maxBytes, maxItem int64) (refs []Ref, larger bool) {
 	var prefix [4]byte
 	binary.BigEndian.PutUint32(prefix[:], no)
 	c := tx.bucket(bkDue).Cursor()
@@ -84,6 +96,10 @@ func (tx *Tx) dueRefs(no uint32, max int, maxBytes int64) (refs []Ref) {
 			tx.s.poison(r.ID, errIndex)
 			continue
 		}
+		if maxItem > 0 && h.size > maxItem {
+			larger = true
+			continue
+		}
 		if maxBytes > 0 && len(refs) > 0 && sum+h.size > maxBytes {
 			break
 		}
@@ -91,7 +107,7 @@ func (tx *Tx) dueRefs(no uint32, max int, maxBytes int64) (refs []Ref) {
 		tx.s.leases.begin(r, no)
 		refs = append(refs, r)
 	}
-	return refs
+	return refs, larger
 }
 
 // Release gives leases back without a change: the legs are due for anybody again. OnDue is not called.

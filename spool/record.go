@@ -46,6 +46,7 @@ const (
 	recParent   = 8
 	recProblem  = 9
 	recEnv      = 10
+	recHeader   = 11
 )
 
 // errRecord is wrapped by every error about a record that cannot be read.
@@ -246,6 +247,7 @@ func parseRecord(b []byte, dest func(uint32) (Dest, bool)) (*Item, head, error) 
 	it := &Item{
 		Entered: fromMilli(h.entered), BodySize: h.size,
 		ExpirySeen: h.flags&flagExpirySeen != 0,
+		Gone:       h.flags&(flagInline|flagFile) == 0 && h.size > 0 && !h.done(),
 		Legs:       make([]Leg, h.nlegs),
 	}
 	for i := range it.Legs {

@@ -229,7 +229,8 @@ func (tx *Tx) parse(id envelope.ID, rec []byte) (*Item, error) {
 }
 
 // Save stores a changed item. Its content, Env.ID and Env.Sum stay as they were. A leg whose state or destination
-// changes loses its lease. When every leg is done the item moves to the trace and its content is dropped.
+// changes loses its lease. When every leg is done the item moves to the trace and its content is dropped; with Gone set the
+// content alone is.
 // It fails with ErrNotFound if the item has finished or was never added.
 func (tx *Tx) Save(it *Item) error {
 	if tx.b == nil {
@@ -247,8 +248,8 @@ func (tx *Tx) Save(it *Item) error {
 	}
 	ref := oh.body(it.Env.Sum)
 	done := it.Done() && len(it.Legs) > 0
-	if done {
-		if err := tx.dropBody(id, &oh, it.Env.Kind == envelope.KindMail); err != nil {
+	if done || it.Gone {
+		if err := tx.dropBody(id, &oh, done && it.Env.Kind == envelope.KindMail); err != nil {
 			return err
 		}
 		ref = bodyRef{size: ref.size}

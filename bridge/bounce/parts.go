@@ -22,7 +22,7 @@ func (d *draft) notification(b *bytes.Buffer) {
 		who += " (mochila node " + d.n.Node + ")"
 	}
 	fmt.Fprintf(&t, "This is the mail system at %s.\n\n", clean(who))
-	t.WriteString(opening(d.kind, d.whole))
+	t.WriteString(opening(d.kind, d.whole, d.mute()))
 	if d.kind == envelope.ActionDelayed && !d.n.Until.IsZero() {
 		fmt.Fprintf(&t, "It will be tried until %s.\n", d.n.Until.Format("Mon, 2 Jan 2006 15:04 MST"))
 	}
@@ -54,7 +54,17 @@ func (d *draft) notification(b *bytes.Buffer) {
 	}
 }
 
-func opening(kind envelope.Action, whole bool) string {
+// mute reports whether what was relayed was only sent out: no system has answered.
+func (d *draft) mute() bool {
+	for _, o := range d.n.Outcomes {
+		if o.Action == envelope.ActionRelayed && o.Status.Code != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func opening(kind envelope.Action, whole, mute bool) string {
 	switch kind {
 	case envelope.ActionFailed:
 		what := "Its header is"
@@ -67,6 +77,10 @@ func opening(kind envelope.Action, whole bool) string {
 		return "Your mail has not arrived yet. YOU NEED NOT SEND IT AGAIN: it is kept\n" +
 			"safely and goes on as soon as there is a way.\n"
 	case envelope.ActionRelayed:
+		if mute {
+			return "Your mail was sent out on a path from which nothing comes back. Whether it\n" +
+				"arrived will not be known here; you will not hear of it again.\n"
+		}
 		return "Your mail was handed to a mail system that does not report what becomes\n" +
 			"of it. You may hear of a failure, but not of success.\n"
 	case envelope.ActionExpanded:
@@ -298,6 +312,9 @@ func read(open func() (io.ReadCloser, error), limit int64) (b []byte, complete b
 	}
 	return b, true, nil
 }
+
+// HeaderOf is the header of a content, or of its beginning: whole lines, without the empty one.
+func HeaderOf(b []byte) []byte { return b[:headerEnd(b)] }
 
 // headerEnd is the length of the header, without the empty line; a last line cut short does not count when there is
 // no empty line.

@@ -26,6 +26,7 @@ type Rule struct {
 	Path     []envelope.NodeID // relay chain to Node; empty means Node is a neighbour, or its contact's own path
 	Lifetime time.Duration     // 0: the default
 	KeepHop  bool              // keep = "hop"
+	OneWay   int               // sends, after which the mail counts as sent; 0: the path answers
 }
 
 // target names where the rule leads, for people.

@@ -323,6 +323,14 @@ func (k *checker) routes() {
 		if r.Keep != "end" && r.Keep != "hop" {
 			k.bad(r.at, "keep", fmt.Sprintf("%q is neither \"end\" nor \"hop\"", r.Keep), "")
 		}
+		switch {
+		case r.OneWay && r.Keep == "hop":
+			k.bad(r.at, "keep", "no receipt comes back on a one-way path, so the copy stays", `leave out keep = "hop"`)
+		case r.OneWay && (r.Repeat < 1 || r.Repeat > 100):
+			k.bad(r.at, "repeat", fmt.Sprintf("%d is not within 1 and 100", r.Repeat), "")
+		case !r.OneWay && r.Repeat != 0:
+			k.bad(r.at, "repeat", "repeat belongs to oneway = true: elsewhere receipts tell when to send again", "leave it out")
+		}
 		for _, to := range r.To {
 			to = strings.ToLower(to)
 			for _, by := range []string{to, "*"} {

@@ -115,6 +115,8 @@ type Route struct {
 	Path     []string `toml:"path"`     // relay chain, first hop first
 	MaxSize  Size     `toml:"max_size"` // 0: no limit but [smtp] max_size
 	Lifetime Duration `toml:"lifetime"` // 0: [limits] lifetime
+	OneWay   bool     `toml:"oneway"`   // nothing ever comes back from the node
+	Repeat   int      `toml:"repeat"`   // with OneWay: a mail is sent so often, default 3
 	Keep     string   `toml:"keep"`     // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
 
 	at source
@@ -293,6 +295,9 @@ func (c *Config) defaults() {
 	set(&l.TraceAge, Duration(90*day))
 	for i := range c.Routes {
 		set(&c.Routes[i].Keep, "end")
+		if c.Routes[i].OneWay {
+			set(&c.Routes[i].Repeat, 3)
+		}
 	}
 	names := map[string]int{}
 	for i := range c.Contacts {

@@ -224,6 +224,10 @@ func (f PeerFile) text() string {
 		size("max_size", r.MaxSize)
 		dur("lifetime", r.Lifetime)
 		str("keep", r.Keep)
+		if r.OneWay {
+			b.WriteString("oneway = true\n")
+			fmt.Fprintf(&b, "repeat = %d\n", r.Repeat)
+		}
 	}
 	for _, d := range f.Delivers {
 		b.WriteString("\n[[deliver]]\n")

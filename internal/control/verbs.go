@@ -478,6 +478,7 @@ func (n *Node) status() (*Status, error) {
 	}
 	card := n.keys.Card()
 	s.Card = CardStatus{Serial: card.Serial, UseUntil: card.UseUntil, KeepUntil: card.KeepUntil}
+	s.Warnings = append(s.Warnings, n.bridge.Clamped()...)
 	now := time.Now()
 	for _, p := range n.bridge.Policy().Peers {
 		if p.Card != nil && now.After(p.Card.UseUntil) {
@@ -520,6 +521,7 @@ func (n *Node) check() *CheckReport {
 	if p.BounceVia == "" {
 		r.Notes = append(r.Notes, "[bounce] via is not set: error reports that no [[deliver]] or [[route]] takes become dead letters")
 	}
+	r.Warnings = append(r.Warnings, n.bridge.Clamped()...)
 	if why := n.bridge.ClockSuspect(); why != "" {
 		r.Problems = append(r.Problems, "the clock is suspect: "+why+" (mochila clock accept, when it is right)")
 	}

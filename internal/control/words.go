@@ -123,7 +123,9 @@ func (w *words) queueItem(it *spool.Item) QueueItem {
 			} else if k := legOf[i] - 1; k >= 0 {
 				r.State, r.DelayReason, r.Link = q.Legs[k].State, q.Legs[k].Reason, q.Legs[k].Dest
 			}
-			if r.State == "delivered" || r.State == "failed" || r.State == "relayed" {
+			if k := legOf[i] - 1; k >= 0 && r.State == "relayed" && it.Legs[k].State == spool.Sealed { // on a one-way path
+				r.DelayReason, r.Link = it.Outcomes[i].Status.Text, q.Legs[k].Dest
+			} else if r.State == "delivered" || r.State == "failed" || r.State == "relayed" {
 				continue // mailq shows who still waits
 			}
 			q.Recipients = append(q.Recipients, r)
