@@ -55,6 +55,7 @@ install: build
 	ln -sf mochila $(DESTDIR)$(PREFIX)/bin/git-remote-mochila
 	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
 	for name in mailq newaliases rmail rsmtp; do ln -sf sendmail $(LIBEXEC)/$$name; done
+	for name in uux rcsmtp rgsmtp rbsmtp; do ln -sf ../../bin/mochila $(LIBEXEC)/$$name; done
 
 clean:
 	rm -rf bin demo

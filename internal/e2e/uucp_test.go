@@ -172,7 +172,7 @@ func TestUUXFront(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := peertest.StartPostfix(t, peertest.Options{Hostname: "mx.test", Transports: map[string]string{"hub.example": "uucp:hub"},
-		Master: strings.Split(contribFile(t, "uucp/master.cf", "/usr/local/bin/uux", uux, "user=uucp", "user=nobody"), "\n")})
+		Master: strings.Split(contribFile(t, "uucp/master.cf", "/usr/local/lib/mochila/uux", uux, "user=uucp", "user=nobody"), "\n")})
 	if err := smtp.SendMail(p.Addr, nil, "eve@camp.example", []string{"ana@hub.example", "bob@hub.example"}, []byte("Subject: by uux\r\n\r\nhello\r\n")); err != nil {
 		t.Fatal(err)
 	}
