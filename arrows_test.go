@@ -32,6 +32,9 @@ var below = map[string][]string{
 	"transport":             {"internal/envelope", "internal/durable", "transport/letter"}, // for labels: it knows neither mail nor keys
 	"transport/letter":      {"internal/durable"},
 	"transport/s3":          {"transport"},
+	"transport/sftp":        {"transport"},
+	"transport/dav":         {"transport"},
+	"transport/rclone":      {"transport"},
 	"transport/all":         {"transport/..."},
 	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},
