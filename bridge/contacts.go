@@ -156,6 +156,9 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	if !c.When.Open(now) {
 		return false, time.Minute
 	}
+	if cut := b.errors.until(c.Node, now); isLive(c.URL) && cut.After(next) {
+		next = cut
+	}
 	if next.After(now) {
 		return false, next.Sub(now)
 	}

@@ -21,6 +21,7 @@ import (
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
 	"mochila/internal/seal"
+	"mochila/smtpd"
 	"mochila/smtpd/submission"
 	"mochila/spool"
 	"mochila/spool/maildrop"
@@ -56,6 +57,7 @@ type Node struct {
 	warn    []string
 	paused  map[string]bool // contacts, by node name
 	joined  []string        // guests that became peers, since the last look
+	smtp    []*smtpd.Server // whose limits follow a reload
 }
 
 // NodeOptions are what opening a node needs besides its home.
@@ -208,12 +210,25 @@ func (n *Node) Reload() error {
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
-	if n.daemon && (!reflect.DeepEqual(old.SMTP, cfg.SMTP) || !reflect.DeepEqual(old.Link, cfg.Link)) {
-		n.log.Warn("[smtp] or [link] changed: listeners and their limits follow at the next start of the daemon")
+	was, is := old.SMTP, cfg.SMTP
+	was.MaxSize, was.MaxRecipients = is.MaxSize, is.MaxRecipients // these follow at once
+	if n.daemon && (!reflect.DeepEqual(was, is) || !reflect.DeepEqual(old.Link, cfg.Link)) {
+		n.log.Warn("[smtp] or [link] changed: listeners and who may use them follow at the next start of the daemon")
 	}
+	servers := n.smtp
 	n.mu.Unlock()
 	n.bridge.SetPolicy(p)
+	for _, s := range servers {
+		s.SetLimits(n.smtpLimits())
+	}
 	return nil
+}
+
+// limited notes a server whose limits follow the configuration.
+func (n *Node) limited(s *smtpd.Server) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.smtp = append(n.smtp, s)
 }
 
 // policy converts a configuration into the engine's terms.
