@@ -524,7 +524,7 @@ func (k *checker) builtin(h Handler) {
 		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\", \"git\"", h.Builtin), "")
 		return
 	}
-	if h.Command != nil || h.Args || h.Env != nil || h.Dir != "" {
+	if h.Command != nil || h.Args || h.ArgsFixed != nil || h.ArgsPattern != nil || h.Env != nil || h.Dir != "" {
 		k.bad(h.at, "builtin", "it has no command, args, env or dir", "")
 	}
 	if len(h.Folders) == 0 {

@@ -342,6 +342,7 @@ func (c *Config) defaults() {
 func (h *Handler) builtin() {
 	set(&h.Name, h.Builtin)
 	set(&h.OnFailure, "skip")
+	set(&h.Umask, "022")
 	h.Idempotent = true
 	switch h.Builtin {
 	case "file":

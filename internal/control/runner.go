@@ -172,7 +172,6 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		if spec.Command, err = b.Command(); err != nil {
 			return no(false, "%v", err)
 		}
-		spec.Umask = 0o022
 	}
 	if s.Size > 0 {
 		spec.Stdin = in
