@@ -43,8 +43,8 @@ func (n *node) must(args ...string) string {
 	return string(out)
 }
 
-// script runs a program of contrib as the user of this node would.
-func (n *node) script(env []string, name string, args ...string) (string, error) {
+// fromContrib runs a program of contrib as the user of this node would.
+func (n *node) fromContrib(env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(append(os.Environ(), "MOCHILA_HOME="+n.dir, "PATH="+bin+":"+os.Getenv("PATH")), env...)
 	out, err := cmd.CombinedOutput()
@@ -132,7 +132,7 @@ func (b *backup) change(n int) {
 func (b *backup) run(env ...string) (job string) {
 	b.t.Helper()
 	b.states = append(b.states, tree(b.t, b.src))
-	out, err := b.camp.script(append(env, "BACKUP_STATE="+b.state), contribPath(b.t, "backup/mochila-backup"), b.tool, b.src, "hub", "home")
+	out, err := b.camp.fromContrib(append(env, "BACKUP_STATE="+b.state), contribPath(b.t, "backup/mochila-backup"), b.tool, b.src, "hub", "home")
 	if err != nil {
 		b.t.Fatalf("mochila-backup: %v: %s", err, out)
 	}
