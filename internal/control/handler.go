@@ -91,6 +91,7 @@ func (n *Node) Handler() http.Handler {
 		}
 		return ok, n.removePeer(q.Name)
 	})
+	get("/v1/dkim", func(*http.Request) (any, error) { return n.dkimRecords() })
 	get("/v1/users", func(*http.Request) (any, error) { return n.users() })
 	for path, f := range map[string]func(User) (*User, error){"/v1/users": n.addUser, "/v1/users/password": n.changeUser} {
 		post(path, func(r *http.Request) (any, error) {

@@ -18,6 +18,7 @@ import (
 	"mochila/bridge/route"
 	"mochila/internal/account"
 	"mochila/internal/config"
+	"mochila/internal/dkim"
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
 	"mochila/internal/seal"
@@ -55,6 +56,7 @@ type Node struct {
 	mu      sync.Mutex // guards what follows
 	cfg     *config.Config
 	warn    []string
+	dkim    dkim.Keys
 	paused  map[string]bool // contacts, by node name
 	joined  []string        // guests that became peers, since the last look
 	smtp    []*smtpd.Server // whose limits follow a reload
@@ -122,6 +124,9 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	if n.imports, err = n.openImporter(); err != nil {
 		return err
+	}
+	if n.dkim, err = dkimKeys(n.cfg); err != nil {
+		return &Error{Message: err.Error(), Hint: "mend the file, or take its [[dkim]] out", Exit: ExitConfig}
 	}
 	policy, err := n.policy(n.cfg)
 	if err != nil {
@@ -204,9 +209,13 @@ func (n *Node) Reload() error {
 	if err != nil {
 		return &Error{Message: err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
 	}
+	keys, err := dkimKeys(cfg)
+	if err != nil {
+		return &Error{Message: err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
+	}
 	n.mu.Lock()
 	old := n.cfg
-	n.cfg, n.warn = cfg, nil
+	n.cfg, n.warn, n.dkim = cfg, nil, keys
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
@@ -233,7 +242,7 @@ func (n *Node) limited(s *smtpd.Server) {
 
 // policy converts a configuration into the engine's terms.
 func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
-	p := &bridge.Policy{Name: c.Name, Domain: c.Domain, Postmaster: c.Postmaster, BounceVia: c.Bounce.Via,
+	p := &bridge.Policy{HideClients: c.SMTP.HideClients, Name: c.Name, Domain: c.Domain, Postmaster: c.Postmaster, BounceVia: c.Bounce.Via,
 		Limits: bridge.Limits{
 			MessageSize: int64(c.SMTP.MaxSize), Recipients: c.SMTP.MaxRecipients, Lifetime: time.Duration(c.Limits.Lifetime),
 			DelayNotice: time.Duration(c.Limits.Delay), RetryMin: time.Duration(c.Limits.RetryMin), RetryMax: time.Duration(c.Limits.RetryMax),
