@@ -23,11 +23,7 @@ var (
 )
 
 func (d *dropDesk) Submit(ctx context.Context, name string, m *envelope.Mail) (frame.Intake, error) {
-	in, err := (*Node)(d).bridge.SubmitFile(ctx, name, m)
-	if err != nil {
-		return nil, err
-	}
-	return (*Node)(d).signed(in, m), nil
+	return (*Node)(d).bridge.SubmitFile(ctx, name, m)
 }
 
 func (d *dropDesk) Seen(name string) bool { return (*Node)(d).bridge.SeenFile(name) }
@@ -45,11 +41,7 @@ type submitDesk struct {
 }
 
 func (d *submitDesk) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, error) {
-	in, err := d.bridge.Submit(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	return d.signed(in, m), nil
+	return d.bridge.Submit(ctx, m)
 }
 
 func (d *submitDesk) List(ctx context.Context, uid int64, all bool, w io.Writer) error {

@@ -17,6 +17,7 @@ import (
 
 	"mochila/bridge/route"
 	"mochila/internal/config"
+	"mochila/internal/durable"
 	"mochila/internal/seal"
 	"mochila/smtpd"
 	"mochila/smtpd/submission"
@@ -45,7 +46,7 @@ const grace = 10 * time.Second
 // Serve runs the daemon of a home until ctx ends: SMTP and LMTP listeners, the submission socket and the maildrop,
 // the control socket, neighbours' calls, contacts and deliveries.
 func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
-	n, err := Open(home, NodeOptions{Version: o.Version, Log: o.Log, Daemon: true})
+	n, err := openPatiently(ctx, home, NodeOptions{Version: o.Version, Log: o.Log, Daemon: true})
 	if err != nil {
 		return err
 	}
@@ -93,6 +94,28 @@ func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
 			if d.cert != nil {
 				d.cert.reload()
 			}
+		}
+	}
+}
+
+// lockPatience is how long a daemon that starts waits for a command that has the node open for a moment.
+const lockPatience = 10 * time.Second
+
+// openPatiently is Open, but waits for a command that is at work on the node. It does not wait for another daemon.
+func openPatiently(ctx context.Context, home config.Home, o NodeOptions) (*Node, error) {
+	for end := time.Now().Add(lockPatience); ; {
+		n, err := Open(home, o)
+		if !errors.Is(err, durable.ErrLocked) || time.Now().After(end) {
+			return n, err
+		}
+		if conn, err2 := net.Dial("unix", home.ControlSocket()); err2 == nil {
+			conn.Close()
+			return n, err
+		}
+		select {
+		case <-ctx.Done():
+			return n, err
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
@@ -229,7 +252,6 @@ func (d *daemon) listenMail(ctx context.Context) error {
 			return err
 		}
 		d.servers = append(d.servers, s)
-		d.limited(s)
 		d.listens = append(d.listens, l.String())
 		d.run(ctx, "listener "+l.String(), func(ctx context.Context) error {
 			// the server drains in stop, not when ctx ends: a mail inside DATA is finished
@@ -254,7 +276,6 @@ func (d *daemon) listenSubmission(ctx context.Context) error {
 		return err
 	}
 	d.servers = append(d.servers, smtp)
-	d.limited(smtp)
 	c := d.config()
 	srv := submission.New(&submitDesk{Node: d.Node, smtp: smtp}, submission.Options{MaxSize: int64(c.SMTP.MaxSize),
 		MaxRecipients: c.SMTP.MaxRecipients, Owner: int64(os.Geteuid()), Log: d.log.With("service", "pickup")})
@@ -421,6 +442,9 @@ func Init(_ context.Context, home config.Home, o InitOptions) (*InitReply, error
 		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
 	}
 	if err := makeHome(home); err != nil {
+		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
+	}
+	if err := giveToDaemon(home); err != nil {
 		return nil, &Error{Message: err.Error(), Exit: ExitCreate}
 	}
 	n, err := Open(home, NodeOptions{})
