@@ -11,7 +11,7 @@ RACE      = ./smtpd/... ./transport ./bridge/deliver ./internal/submit/... ./int
 FUZZTIME ?= 10s
 SOAKTIME ?= 12h
 
-.PHONY: build test race fuzz soak bench demo lint install clean
+.PHONY: build test race fuzz soak bench demo lint install deb clean
 
 build:
 	mkdir -p bin
@@ -55,7 +55,31 @@ install: build
 	ln -sf mochila $(DESTDIR)$(PREFIX)/bin/git-remote-mochila
 	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
 	for name in mailq newaliases rmail rsmtp; do ln -sf sendmail $(LIBEXEC)/$$name; done
-	for name in uux rcsmtp rgsmtp rbsmtp; do ln -sf ../../bin/mochila $(LIBEXEC)/$$name; done
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	for page in docs/man/*.1; do gzip -9n <$$page >$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}.gz; done
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	bin/mochila completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/mochila
+	bin/mochila completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_mochila
+	bin/mochila completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/mochila.fish
+	install -D -m 0644 contrib/systemd/mochila.service $(DESTDIR)$(PREFIX)/lib/systemd/system/mochila.service
+
+# mochila, and mochila-mta which makes it the machine's sendmail. The same commit gives the same bytes.
+DEBVERSION = $(shell git describe --tags --always 2>/dev/null | sed 's/^v//; s/^\([^0-9]\)/0~\1/; s/-/+/g' | grep . || echo 0~unknown)
+DIST ?= $(CURDIR)/dist
+deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+deb:
+	rm -rf $(DIST)/stage
+	mkdir -p $(DIST)/stage
+	$(MAKE) install DESTDIR=$(DIST)/stage PREFIX=/usr
+	install -D -m 0644 LICENSE $(DIST)/stage/usr/share/doc/mochila/copyright
+	cp -r README.md docs $(DIST)/stage/usr/share/doc/mochila/
+	rm -r $(DIST)/stage/usr/share/doc/mochila/docs/man
+	mkdir $(DIST)/stage/usr/share/doc/mochila/contrib
+	for d in contrib/*/; do test -e $$d/main.go || cp -r $$d $(DIST)/stage/usr/share/doc/mochila/contrib/; done
+	rm -rf $(DIST)/stage/usr/share/doc/mochila/contrib/demo
+	cd contrib/debian && $(GO) run . -stage $(DIST)/stage -out $(DIST) -version '$(DEBVERSION)' \
+		-arch $$($(GO) env GOARCH) mochila.yaml mochila-mta.yaml
 
 clean:
-	rm -rf bin demo
+	rm -rf bin demo dist

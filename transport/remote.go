@@ -156,6 +156,3 @@ func SecretFile(path string) (string, error) {
 	}
 	return strings.TrimSpace(string(b)), nil
 }
-
-// IsTemp reports whether a name is one of TempName.
-func IsTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }

@@ -4,17 +4,12 @@ package all
 
 import (
 	"mochila/transport"
-	"mochila/transport/dav"
-	"mochila/transport/rclone"
 	"mochila/transport/s3"
-	"mochila/transport/sftp"
 )
 
 // Schemes is the list.
 func Schemes() []transport.Scheme {
-	list := append(transport.Schemes(), s3.Scheme, sftp.Scheme)
-	list = append(list, dav.Schemes()...)
-	return append(list, rclone.Scheme)
+	return append(transport.Schemes(), s3.Scheme)
 }
 
 // Parse reads a carrier URL (transport.Parse).
