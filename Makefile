@@ -55,6 +55,7 @@ install: build
 	ln -sf mochila $(DESTDIR)$(PREFIX)/bin/git-remote-mochila
 	install -D -m 0755 bin/sendmail $(LIBEXEC)/sendmail
 	for name in mailq newaliases rmail rsmtp; do ln -sf sendmail $(LIBEXEC)/$$name; done
+	for name in uux rcsmtp rgsmtp rbsmtp; do ln -sf ../../bin/mochila $(LIBEXEC)/$$name; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	for page in docs/man/*.1; do gzip -9n <$$page >$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}.gz; done
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \

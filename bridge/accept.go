@@ -331,7 +331,11 @@ func (b *Bridge) received(m *envelope.Mail, id envelope.ID, now time.Time) []byt
 	var w bytes.Buffer
 	c := &m.Client
 	w.WriteString("Received: ")
-	switch {
+	switch hide := b.Policy().HideClients; {
+	case hide && c.UID > 0:
+		fmt.Fprintf(&w, "by %s (mochila)\r\n\tid %s", b.Policy().Domain, id)
+	case hide && c.User != "":
+		fmt.Fprintf(&w, "by %s (mochila) with %s id %s", b.Policy().Domain, clean(c.Proto), id)
 	case c.UID > 0:
 		fmt.Fprintf(&w, "by %s (mochila, from userid %d)\r\n\tid %s", b.Policy().Domain, c.UID-1, id)
 	default:

@@ -62,6 +62,7 @@ type Bridge struct {
 	ses     sessions
 	out     dispatcher
 	quota   quotas
+	errors  budgets
 	jobs    *jobs.Jobs
 	started time.Time
 	// lastMail is when a mail came in last, in nanoseconds of the monotonic clock since started; 0: never.

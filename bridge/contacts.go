@@ -21,6 +21,9 @@ const rescan = 10 * time.Second
 // at once. Contacts that could not take what was due wait longer.
 const idlePause = time.Second
 
+// visitRest is how many times as long as a visit of a folder the pause behind it is, while there is something to do.
+const visitRest = 4
+
 // contactState is what the scheduler knows of one contact. Its fields belong to the bridge's mutex.
 type contactState struct {
 	contact *Contact
@@ -155,6 +158,9 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	b.mu.Unlock()
 	if !c.When.Open(now) {
 		return false, time.Minute
+	}
+	if cut := b.errors.until(c.Node, now); isLive(c.URL) && cut.After(next) {
+		next = cut
 	}
 	if next.After(now) {
 		return false, next.Sub(now)
@@ -333,10 +339,13 @@ func (b *Bridge) unheard(c *Contact) bool {
 func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
 	l, err := b.link(c)
 	var st transport.Stats
+	var took time.Duration
 	envelopes, late, stuck := 0, false, false
 	if err == nil {
 		d := b.openDesk(c)
+		began := b.now()
 		st, err = l.Run(ctx, d)
+		took = b.now().Sub(began)
 		envelopes, late, stuck = d.close(st.Late)
 		b.noteHail(c, d, err)
 	}
@@ -361,6 +370,9 @@ func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, 
 			s.next = now.Add(idlePause)
 		case late && isLive(c.URL):
 			s.left = true // it goes at once
+		case !isLive(c.URL):
+			// what becomes due one by one gathers, and a folder that is long to read leaves time for other work
+			s.next = now.Add(min(visitRest*took, 2*time.Second))
 		}
 	case ctx.Err() != nil:
 	case errors.Is(err, transport.ErrAbsent) && isLocal(c.URL):

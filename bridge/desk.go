@@ -49,16 +49,12 @@ type desk struct {
 	awaits    *bool         // whether there may be resends
 	closed    bool
 	envelopes int
-	refused   int              // packets that were
 	fresh     bool             // mail came since the last look
 	told      map[[8]byte]bool // sessions whose receipt was repeated in this contact
 }
 
 // reportPause bounds how long a live contact waits for local deliveries before it says that it has nothing more.
 const reportPause = time.Second
-
-// maxRefused is how many bad packets a neighbour may bring in one live contact: each costs a commit.
-const maxRefused = 256
 
 // isLive reports whether a carrier answers within the contact: a missing receipt then means a loss.
 func isLive(carrier string) bool {
@@ -507,8 +503,8 @@ func (d *desk) Receive(ctx context.Context, size int64, r io.Reader) error {
 	d.mu.Lock()
 	d.fresh = d.fresh || in.mails
 	if d.live && errors.Is(err, transport.ErrRefused) {
-		if d.refused++; d.refused > maxRefused {
-			err = fmt.Errorf("%d packets of one contact were refused", d.refused) // no more of them in this one
+		if over := d.spend(); over != nil {
+			err = over
 		}
 	}
 	d.mu.Unlock()
@@ -618,6 +614,9 @@ func (b *Bridge) Admit(ctx context.Context, greeting []byte) (transport.Greeter,
 	p := b.Policy()
 	if p.peer(in.peer) == nil {
 		return nil, fmt.Errorf("%w: caller is not a peer", transport.ErrRefused)
+	}
+	if err := b.listens(in.peer); err != nil {
+		return nil, fmt.Errorf("%w: %w", transport.ErrRefused, err)
 	}
 	c := &Contact{Node: in.peer, NodeName: p.nodeName(in.peer), URL: "tcp:"}
 	var called *Contact

@@ -12,15 +12,16 @@ import (
 
 // Policy is the configuration as the engine needs it: an immutable value that a reload replaces whole.
 type Policy struct {
-	Name       string // this node's name
-	Domain     string // appended to unqualified addresses, named in trace headers and DSNs
-	Routes     route.Table
-	Peers      []*Peer
-	Contacts   []*Contact
-	Limits     Limits
-	BounceVia  string      // where DSNs go that no deliver or route rule takes; "" = dead letters
-	Postmaster string      // address behind <postmaster>; "" = postmaster@Domain
-	Jobs       jobs.Policy // handlers and limits; names of nodes and retry times come from the rest
+	Name        string // this node's name
+	HideClients bool   // Received lines do not tell which user or address a mail comes from that starts here
+	Domain      string // appended to unqualified addresses, named in trace headers and DSNs
+	Routes      route.Table
+	Peers       []*Peer
+	Contacts    []*Contact
+	Limits      Limits
+	BounceVia   string      // where DSNs go that no deliver or route rule takes; "" = dead letters
+	Postmaster  string      // address behind <postmaster>; "" = postmaster@Domain
+	Jobs        jobs.Policy // handlers and limits; names of nodes and retry times come from the rest
 }
 
 // Peer is a node whose card we hold, with what it may do here.

@@ -275,6 +275,17 @@ func (v *voyage) order(n int) (ids []envelope.ID) {
 // operate decides at hub as a careful person does: what is unknown is looked into, and started again only if it has not run.
 func (v *voyage) operate() {
 	v.t.Helper()
+	for range 40 {
+		if !v.decide() {
+			return
+		}
+		v.run()
+	}
+}
+
+// decide is one round of that; it reports whether there was anything.
+func (v *voyage) decide() (any bool) {
+	v.t.Helper()
 	j := v.hub.b.Jobs()
 	list, err := j.Channels()
 	if err != nil {
@@ -284,6 +295,7 @@ func (v *voyage) operate() {
 		if c.Own || c.State != "held" {
 			continue
 		}
+		any = true
 		page, err := j.List(jobs.Filter{Side: "peers", Channel: c.Name, Limit: 1})
 		if err != nil {
 			v.t.Fatal(err)
@@ -308,6 +320,7 @@ func (v *voyage) operate() {
 			v.t.Fatalf("%v: %+v", err, c)
 		}
 	}
+	return any
 }
 
 // left is how many of the jobs have no last outcome at camp.

@@ -37,7 +37,7 @@ func FuzzProxy(f *testing.F) {
 func BenchmarkMailRate(b *testing.B) {
 	s := &Server{}
 	s.init()
-	c := &conn{srv: s, lim: &s.lim, trusted: true}
+	c := &conn{srv: s, lim: s.lim.Load(), trusted: true}
 	for b.Loop() {
 		if c.srv.gate.mail(c.opened, c) != nil {
 			b.Fatal("refused")

@@ -74,7 +74,7 @@ var (
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 func newConn(ctx context.Context, s *Server, nc net.Conn, peer envelope.Client, trusted bool) *conn {
-	c := &conn{srv: s, lim: &s.lim, nc: nc, peer: peer, trusted: trusted, local: peer.Addr == "", opened: time.Now(), wake: make(chan struct{})}
+	c := &conn{srv: s, lim: s.lim.Load(), nc: nc, peer: peer, trusted: trusted, local: peer.Addr == "", opened: time.Now(), wake: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	return c
 }

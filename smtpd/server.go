@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mochila/internal/envelope"
@@ -49,7 +50,7 @@ type Server struct {
 	Log *slog.Logger
 
 	once sync.Once
-	lim  Limits
+	lim  atomic.Pointer[Limits]
 	log  *slog.Logger
 	gate gate
 	wg   sync.WaitGroup
@@ -71,7 +72,9 @@ var ErrClosed = errors.New("smtp server closed")
 
 func (s *Server) init() {
 	s.once.Do(func() {
-		s.lim = s.Limits.filled()
+		if s.lim.Load() == nil {
+			s.SetLimits(s.Limits)
+		}
 		s.log = s.Log
 		if s.log == nil {
 			s.log = slog.New(slog.DiscardHandler)
@@ -81,6 +84,12 @@ func (s *Server) init() {
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 	})
+}
+
+// SetLimits changes the limits of a server that is perhaps at work: connections that come from now on keep them.
+func (s *Server) SetLimits(l Limits) {
+	l = l.filled()
+	s.lim.Store(&l)
 }
 
 // Serve accepts connections from ln until Shutdown is called or ctx ends, and closes ln. It always returns an error,
@@ -220,7 +229,7 @@ func (c *conn) enter(addr netip.Addr, trusted bool) *envelope.Status {
 
 // count counts the connection at the gate, or returns the reply that turns it away.
 func (c *conn) count(trusted bool) *envelope.Status {
-	why := c.srv.gate.enter(time.Now(), c.key, trusted, &c.srv.lim)
+	why := c.srv.gate.enter(time.Now(), c.key, trusted, c.lim)
 	c.counted, c.entered = trusted, why == nil
 	return why
 }

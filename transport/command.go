@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -91,7 +92,11 @@ func (s *commandStream) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if w := s.words.String(); w != "" {
-		return n, fmt.Errorf("%s: %s (%w)", s.name, w, s.err)
+		err := fmt.Errorf("%s: %s (%w)", s.name, w, s.err)
+		if s.name == "ssh" && s.cmd.ProcessState.ExitCode() == 255 {
+			return n, sshTrouble(w, err)
+		}
+		return n, err
 	}
 	return n, fmt.Errorf("%s: %w", s.name, s.err)
 }
@@ -154,19 +159,39 @@ func parsePipe(rest string, _ url.Values) (Carrier, error) {
 // parseSSH reads ssh:[USER@]HOST[:PORT]. The system's ssh is run, so that the user's configuration, agent and hardware
 // keys count; the other side's authorized_keys may force the command.
 func parseSSH(rest string, opts url.Values) (Carrier, error) {
+	argv, err := SSHCommand(rest, opts)
+	if err != nil {
+		return Carrier{}, err
+	}
+	remote := "mochila receive --link"
+	if home := take(opts, "home"); home != "" {
+		if strings.ContainsFunc(strings.ReplaceAll(home, "/", ""), badForShell) {
+			return Carrier{}, fmt.Errorf("home %q has characters that a shell would read", home)
+		}
+		remote = "mochila --home " + home + " receive --link"
+	}
+	return Carrier{Dialer: NewCommand("ssh:"+rest, append(argv, remote)...)}, nil
+}
+
+func badForShell(r rune) bool {
+	return r <= ' ' || r == 0x7f || strings.ContainsRune("'\"\\$`;&|<>()/", r)
+}
+
+// SSHCommand is the command line of the system's ssh for [USER@]HOST[:PORT] and the options identity and config, which it
+// takes out of opts, up to and without the command to run there. flags are added to those of ssh. It asks no questions.
+func SSHCommand(rest string, opts url.Values, flags ...string) ([]string, error) {
 	host, port := rest, ""
 	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.HasSuffix(rest, "]") {
 		host, port = rest[:i], rest[i+1:]
 	}
 	host = strings.NewReplacer("[", "", "]", "").Replace(host)
-	bad := func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("'\"\\$`;&|<>()/", r) }
-	if host == "" || host[0] == '-' || strings.ContainsFunc(host, bad) || strings.HasPrefix(host[strings.IndexByte(host, '@')+1:], "-") {
-		return Carrier{}, withHint(fmt.Errorf("%q is not [USER@]HOST[:PORT]", rest), "as in ssh:mochila@hub.example")
+	if host == "" || host[0] == '-' || strings.ContainsFunc(host, badForShell) || strings.HasPrefix(host[strings.IndexByte(host, '@')+1:], "-") {
+		return nil, withHint(fmt.Errorf("%q is not [USER@]HOST[:PORT]", rest), "as in ssh:mochila@hub.example")
 	}
-	argv := []string{"ssh", "-T", "-oBatchMode=yes", "-oServerAliveInterval=30"}
+	argv := append([]string{"ssh", "-T", "-oBatchMode=yes", "-oServerAliveInterval=30"}, flags...)
 	if port != "" {
 		if _, err := net.LookupPort("tcp", port); err != nil {
-			return Carrier{}, fmt.Errorf("%q is not a port", port)
+			return nil, fmt.Errorf("%q is not a port", port)
 		}
 		argv = append(argv, "-p", port)
 	}
@@ -176,15 +201,27 @@ func parseSSH(rest string, opts url.Values) (Carrier, error) {
 	if file := take(opts, "config"); file != "" {
 		argv = append(argv, "-F", file)
 	}
-	remote := "mochila receive --link"
-	if home := take(opts, "home"); home != "" {
-		if strings.ContainsFunc(strings.ReplaceAll(home, "/", ""), bad) {
-			return Carrier{}, fmt.Errorf("home %q has characters that a shell would read", home)
-		}
-		remote = "mochila --home " + home + " receive --link"
+	return append(argv, "--", host), nil
+}
+
+// sshTrouble says what the last words of ssh mean, when it was ssh that failed and not the command at the other side.
+func sshTrouble(words string, err error) error {
+	says := func(s ...string) bool {
+		return slices.ContainsFunc(s, func(x string) bool { return strings.Contains(words, x) })
 	}
-	argv = append(argv, "--", host, remote)
-	return Carrier{Dialer: NewCommand("ssh:"+rest, argv...)}, nil
+	switch {
+	case says("REMOTE HOST IDENTIFICATION HAS CHANGED"):
+		return withHint(err, "the host has another key than before: ask its administrator, then ssh-keygen -R HOST")
+	case says("Host key verification failed"):
+		return withHint(err, "this machine does not know the host's key: ssh there once as the daemon's user and compare the fingerprint")
+	case says("Permission denied"):
+		return withHint(err, "the daemon's user needs a key without a passphrase, or an agent, that authorized_keys there has")
+	case says("subsystem request failed"):
+		return withHint(err, "sshd there has no sftp: Subsystem sftp internal-sftp")
+	case says("Could not resolve", "Connection refused", "Connection timed out", "No route to host", "Network is unreachable", "Connection reset"):
+		return fmt.Errorf("%w: %w", ErrAbsent, err)
+	}
+	return err
 }
 
 // Unix is a Dialer for a unix socket.

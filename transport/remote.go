@@ -156,3 +156,6 @@ func SecretFile(path string) (string, error) {
 	}
 	return strings.TrimSpace(string(b)), nil
 }
+
+// IsTemp reports whether a name is one of TempName.
+func IsTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }

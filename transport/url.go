@@ -63,6 +63,7 @@ func Schemes() []Scheme {
 		{"pipe", "pipe:socat - TCP:hub:2424", parsePipe},
 		{"exec", "exec:ssh hub mochila receive", parseExec},
 		{"nncp", "nncp:hub", parseNNCP},
+		{"uucp", "uucp:hub", parseUUCP},
 		{"mail", "mail:mochila@hub.example?from=mochila@camp.example", parseMail},
 	}
 }

@@ -237,7 +237,8 @@ the mail is durably queued here, whether or not the daemon runs.
   -bs, -bS            speak SMTP on standard input and output; take a batch of SMTP
   -bp, -q, -bv        print the queue, flush it, verify an address (these need the daemon)
 
-Installed or linked under the names sendmail, mailq, newaliases, rmail and rsmtp, the program is those.`,
+Installed or linked under the names sendmail, mailq, newaliases, rmail and rsmtp, the program is those; mochila itself is
+also rcsmtp, rgsmtp and rbsmtp, which take batches that are compressed by compress, gzip, or any of them and bzip2.`,
 		Example:            "  echo hi | mochila sendmail ana@camp.mochila\n  mochila sendmail -t -i < message",
 		DisableFlagParsing: true,
 		RunE:               a.sendmail,

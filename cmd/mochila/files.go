@@ -121,7 +121,7 @@ When the command returns, the content is on this node's disk. Files of one chann
 				return err
 			}
 			defer done()
-			return a.node(c.Context(), func(n *control.Client) error {
+			return a.jobNode(c.Context(), func(n *control.Client) error {
 				if f.wait {
 					if err := needDaemon(n); err != nil {
 						return err
@@ -207,7 +207,7 @@ What came is put into its place whole or not at all, and does not take the place
 				return usageError("never, replace or rename", "--overwrite %q", overwrite)
 			}
 			if job != "" {
-				return a.node(c.Context(), func(n *control.Client) error { return a.landJob(c.Context(), n, job, folderOf(args), how) })
+				return a.jobNode(c.Context(), func(n *control.Client) error { return a.landJob(c.Context(), n, job, folderOf(args), how) })
 			}
 			node, paths, dir, err := remotePaths(args)
 			if err != nil {
@@ -218,7 +218,7 @@ What came is put into its place whole or not at all, and does not take the place
 				return err
 			}
 			q.Unordered = true
-			return a.node(c.Context(), func(n *control.Client) error {
+			return a.jobNode(c.Context(), func(n *control.Client) error {
 				if f.wait {
 					if err := needDaemon(n); err != nil {
 						return err

@@ -292,7 +292,7 @@ func (a *app) withRemote(ctx context.Context, f *jobFlags, target string, do fun
 	if err != nil {
 		return err
 	}
-	return a.node(ctx, func(n *control.Client) (err error) {
+	return a.jobNode(ctx, func(n *control.Client) (err error) {
 		if f.wait {
 			if err := needDaemon(n); err != nil {
 				return err

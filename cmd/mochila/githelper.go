@@ -34,7 +34,7 @@ func (a *app) helper(ctx context.Context, args []string) error {
 	if len(args) != 2 || !ok {
 		return usageError("git remote add NAME mochila::NODE/REPO", "%s is called by git", remoteHelper)
 	}
-	return a.node(ctx, func(n *control.Client) (err error) {
+	return a.jobNode(ctx, func(n *control.Client) (err error) {
 		f := &jobFlags{channel: "git", handler: "git"}
 		if f.channel, err = gitConfig(dir, "mochila.channel", f.channel); err != nil {
 			return err

@@ -67,7 +67,7 @@ as it has come. Times of the other node are by its clock; if that cannot be righ
 			if err != nil {
 				return usageError("such as 30s or 2d", "--timeout %q is no duration", timeout)
 			}
-			return a.node(c.Context(), func(cl *control.Client) error {
+			return a.jobNode(c.Context(), func(cl *control.Client) error {
 				if job != "" {
 					return a.showPing(c.Context(), cl, job)
 				}

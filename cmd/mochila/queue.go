@@ -366,18 +366,24 @@ func readIDs(r io.Reader) ([]string, error) {
 
 func (a *app) queueFlushCmd() *cobra.Command {
 	c := a.flushCmd()
-	c.Short = "try everything again now (also mochila flush)"
+	c.Short += " (also mochila flush)"
 	return c
 }
 
 func (a *app) flushCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "flush",
-		Short: "try everything again now",
-		Long:  "Makes everything that waits for its next try due, as postqueue -f does. Contacts keep their timetables: mochila sync makes them.",
-		Args:  takes(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return a.tell(c.Context(), "/v1/flush", empty{}, "Everything deferred is due now.")
+		Use:   "flush [SITE]",
+		Short: "try everything again now, or what goes to one site",
+		Long: `Makes everything that waits for its next try due, as postqueue -f does; with SITE, as postqueue -s, only what goes where mail
+for it goes. SITE is a peer, a domain, or an address. Contacts keep their timetables: mochila sync makes them.`,
+		Args: takes("[SITE]"),
+		RunE: func(c *cobra.Command, args []string) error {
+			site := strings.Join(args, "")
+			said := "Everything deferred is due now."
+			if site != "" {
+				said = fmt.Sprintf("What is deferred on its way to %s is due now.", site)
+			}
+			return a.tell(c.Context(), "/v1/flush", control.FlushRequest{Site: site}, said)
 		},
 	}
 }

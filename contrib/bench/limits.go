@@ -42,7 +42,11 @@ func (b *bench) machine() {
 	if out, err := exec.Command("nncp-stat", "-version").Output(); err == nil {
 		nncp, _, _ = strings.Cut(string(out), "\n")
 	}
-	b.peers = fmt.Sprintf("%s; Postfix %s; %s", strings.TrimSpace(version), peer, nncp)
+	spooler := "no Filespooler"
+	if out, err := exec.Command("fspl", "--version").Output(); err == nil {
+		spooler = strings.TrimSpace(string(out))
+	}
+	b.peers = fmt.Sprintf("%s; Postfix %s; %s; %s", strings.TrimSpace(version), peer, nncp, spooler)
 	log.Print("contestants: ", b.peers)
 }
 

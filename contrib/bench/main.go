@@ -66,6 +66,7 @@ var sections = []section{
 	{"medium", (*bench).medium},
 	{"seal", (*bench).seal},
 	{"backlog", (*bench).backlog},
+	{"jobs", (*bench).jobs},
 }
 
 func main() {
@@ -77,8 +78,8 @@ func main() {
 	flag.IntVar(&o.reps, "reps", 3, "repetitions of each case")
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
 	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
-	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog")
 	flag.StringVar(&o.cases, "cases", "", "of section relay only what matches this `pattern`, such as mochila.4k.s10")
+	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, jobs")
 	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

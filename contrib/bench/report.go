@@ -38,6 +38,10 @@ func (b *bench) report() string {
 		"mochila.backlog.accept_msgs_per_s", "mochila.backlog.anon_MiB", "mochila.backlog.rss_MiB", "mochila.backlog.restarted_anon_MiB",
 		"mochila.backlog.restarted_rss_MiB", "mochila.backlog.restart_ms", "mochila.backlog.first_page_ms", "mochila.backlog.api_first_page_ms",
 		"mochila.backlog.counts_ms", "mochila.backlog.api_counts_ms", "mochila.backlog.mailq_ms",
+		"mochila.jobs.clients8.enqueue_per_s", "mochila.jobs.batch.enqueue_per_s", "mochila.jobs.process.enqueue_per_s", "mochila.jobs.version.starts_per_s",
+		"fspl.jobs.process.enqueue_per_s", "mochila.jobs.ch1.drain_per_s", "mochila.jobs.ch4.drain_per_s", "exec.jobs.drain_per_s", "fspl.jobs.drain_per_s",
+		"mochila.jobs.waiting.first_page_ms", "mochila.jobs.waiting.counts_ms", "mochila.jobs.waiting.api_first_page_ms",
+		"mochila.jobs.large.enqueue_MB_per_s", "mochila.jobs.large.run_anon_MiB", "mochila.jobs.large.camp_anon_MiB", "mochila.jobs.large.hub_anon_MiB",
 	} {
 		if _, ok := b.fig.get(n); ok {
 			names = append(names, n)

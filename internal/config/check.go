@@ -39,6 +39,7 @@ func (k *checker) all() {
 	k.contacts()
 	k.delivers()
 	k.handlers()
+	k.dkim()
 	k.reach()
 }
 
@@ -133,6 +134,24 @@ func (k *checker) smtp() {
 			k.bad(k.top("jobs.submit"), "", fmt.Sprintf("%q is not USER or USER=NODE:CHANNEL:HANDLER", j), `"*" stands for all nodes, channels or handlers`)
 		case limited && part[0] != "*":
 			k.known(k.top("jobs.submit"), "", part[0])
+		}
+	}
+}
+
+func (k *checker) dkim() {
+	seen := map[string]bool{}
+	for _, d := range k.c.DKIM {
+		switch domain := strings.ToLower(d.Domain); {
+		case d.Domain == "" || d.Selector == "" || d.Key == "":
+			k.bad(d.at, "", "domain, selector and key come together", "")
+		case !isDomain(d.Domain):
+			k.bad(d.at, "domain", fmt.Sprintf("%q is not a domain", d.Domain), "")
+		case !isDomain(d.Selector):
+			k.bad(d.at, "selector", fmt.Sprintf("%q is not a selector: letters, digits, hyphens and dots", d.Selector), "")
+		case seen[domain]:
+			k.bad(d.at, "domain", fmt.Sprintf("%s is there twice", d.Domain), "one key signs")
+		default:
+			seen[domain] = true
 		}
 	}
 }
@@ -524,7 +543,7 @@ func (k *checker) builtin(h Handler) {
 		k.bad(h.at, "builtin", fmt.Sprintf("%q is none of \"file\", \"get\", \"git\"", h.Builtin), "")
 		return
 	}
-	if h.Command != nil || h.Args || h.Env != nil || h.Dir != "" {
+	if h.Command != nil || h.Args || h.ArgsFixed != nil || h.ArgsPattern != nil || h.Env != nil || h.Dir != "" {
 		k.bad(h.at, "builtin", "it has no command, args, env or dir", "")
 	}
 	if len(h.Folders) == 0 {

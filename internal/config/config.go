@@ -18,6 +18,7 @@ type Config struct {
 	Postmaster string `toml:"postmaster"` // default postmaster@Domain
 
 	SMTP   SMTP   `toml:"smtp"`
+	DKIM   []DKIM `toml:"dkim"`
 	Link   Link   `toml:"link"`
 	Bounce Bounce `toml:"bounce"`
 	Jobs   Jobs   `toml:"jobs"`
@@ -52,6 +53,7 @@ type SMTP struct {
 	ClientConns    int      `toml:"client_connections"` // of one stranger at once; default 32
 	ClientRate     int      `toml:"client_rate"`        // connections of one stranger within a minute; default 120
 	MailRate       int      `toml:"mail_rate"`          // mails of one stranger or account within a minute; default 300
+	HideClients    bool     `toml:"hide_clients"`       // Received lines do not tell which user or address a mail came from
 	Finish         Duration `toml:"finish"`             // how long a stopping daemon waits for messages on their way in; default 60s
 }
 
@@ -67,6 +69,15 @@ func prefixes(nets []Net) []netip.Prefix {
 		ps[i] = n.Prefix
 	}
 	return ps
+}
+
+// DKIM is one [[dkim]]: the key that signs mail of a domain that starts here.
+type DKIM struct {
+	Domain   string `toml:"domain"`   // of the From field
+	Selector string `toml:"selector"` // under which DNS has the public key
+	Key      string `toml:"key"`      // PEM file with the private key, readable by the daemon's user only
+
+	at source
 }
 
 // Link is the [link] table: where neighbours call us (tcp carrier).
@@ -342,6 +353,7 @@ func (c *Config) defaults() {
 func (h *Handler) builtin() {
 	set(&h.Name, h.Builtin)
 	set(&h.OnFailure, "skip")
+	set(&h.Umask, "022")
 	h.Idempotent = true
 	switch h.Builtin {
 	case "file":

@@ -125,6 +125,9 @@ func (c *Config) mark(f *file) {
 	for i := range c.Delivers {
 		c.Delivers[i].at = source{f, fmt.Sprintf("deliver[%d]", i)}
 	}
+	for i := range c.DKIM {
+		c.DKIM[i].at = source{f, fmt.Sprintf("dkim[%d]", i)}
+	}
 	for i := range c.Handlers {
 		c.Handlers[i].at = source{f, fmt.Sprintf("handler[%d]", i)}
 	}
@@ -285,6 +288,11 @@ func (c *Config) absolute() {
 	}
 	for _, p := range []*string{&c.SMTP.TLSCert, &c.SMTP.TLSKey} {
 		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(c.Home.Base, *p)
+		}
+	}
+	for i := range c.DKIM {
+		if p := &c.DKIM[i].Key; *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(c.Home.Base, *p)
 		}
 	}

@@ -13,6 +13,7 @@ var viaSchemes = []struct{ name, form string }{
 	{"maildir", "maildir:/srv/mail/%u"},
 	{"sendmail", "sendmail:/usr/sbin/sendmail"},
 	{"pipe", "pipe:/usr/local/bin/program"},
+	{"uux", "uux:hub!rsmtp"},
 	{"receive", "receive:packets"},
 }
 
@@ -32,6 +33,10 @@ func checkVia(via string) (host, hint string, ok bool) {
 		switch s.name {
 		case "receive":
 			return "", hint, rest == "packets"
+		case "uux":
+			target, _, _ := strings.Cut(rest, "?")
+			site, command, _ := strings.Cut(target, "!")
+			return "", "such as uux:hub!rmail, uux:hub!rsmtp or uux:hub!rgsmtp", site != "" && (command == "rmail" || command == "rsmtp" || command == "rgsmtp")
 		case "maildir", "sendmail", "pipe":
 			return "", hint, !strings.HasPrefix(rest, "~")
 		case "lmtp":

@@ -355,3 +355,13 @@ type QuarantineItem struct {
 	From   string    `json:"from"`
 	Size   int64     `json:"size"`
 }
+
+// FlushRequest is POST /v1/flush.
+type FlushRequest struct {
+	Site string `json:"site,omitempty"` // a peer, or a domain or address: what goes where mail for it goes; "" for everything
+}
+
+// FlushReply tells what is due now.
+type FlushReply struct {
+	Dest string `json:"dest,omitempty"` // as in the queue; "" for everything
+}

@@ -23,7 +23,11 @@ var (
 )
 
 func (d *dropDesk) Submit(ctx context.Context, name string, m *envelope.Mail) (frame.Intake, error) {
-	return (*Node)(d).bridge.SubmitFile(ctx, name, m)
+	in, err := (*Node)(d).bridge.SubmitFile(ctx, name, m)
+	if err != nil {
+		return nil, err
+	}
+	return (*Node)(d).signed(in, m), nil
 }
 
 func (d *dropDesk) Seen(name string) bool { return (*Node)(d).bridge.SeenFile(name) }
@@ -41,7 +45,11 @@ type submitDesk struct {
 }
 
 func (d *submitDesk) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake, error) {
-	return d.bridge.Submit(ctx, m)
+	in, err := d.bridge.Submit(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return d.signed(in, m), nil
 }
 
 func (d *submitDesk) List(ctx context.Context, uid int64, all bool, w io.Writer) error {

@@ -55,7 +55,13 @@ func (n *Node) Handler() http.Handler {
 		}
 		return n.act(a)
 	})
-	post("/v1/flush", func(r *http.Request) (any, error) { return ok, n.flush(r.Context(), "") })
+	post("/v1/flush", func(r *http.Request) (any, error) {
+		var q FlushRequest
+		if err := decode(r, &q); err != nil {
+			return nil, err
+		}
+		return n.flushSite(r.Context(), q.Site)
+	})
 	post("/v1/reload", func(*http.Request) (any, error) { return ok, n.Reload() })
 	post("/v1/invite", func(r *http.Request) (any, error) {
 		var q InviteRequest
@@ -85,6 +91,7 @@ func (n *Node) Handler() http.Handler {
 		}
 		return ok, n.removePeer(q.Name)
 	})
+	get("/v1/dkim", func(*http.Request) (any, error) { return n.dkimRecords() })
 	get("/v1/users", func(*http.Request) (any, error) { return n.users() })
 	for path, f := range map[string]func(User) (*User, error){"/v1/users": n.addUser, "/v1/users/password": n.changeUser} {
 		post(path, func(r *http.Request) (any, error) {

@@ -18,9 +18,11 @@ import (
 	"mochila/bridge/route"
 	"mochila/internal/account"
 	"mochila/internal/config"
+	"mochila/internal/dkim"
 	"mochila/internal/durable"
 	"mochila/internal/envelope"
 	"mochila/internal/seal"
+	"mochila/smtpd"
 	"mochila/smtpd/submission"
 	"mochila/spool"
 	"mochila/spool/maildrop"
@@ -54,8 +56,10 @@ type Node struct {
 	mu      sync.Mutex // guards what follows
 	cfg     *config.Config
 	warn    []string
+	dkim    dkim.Keys
 	paused  map[string]bool // contacts, by node name
 	joined  []string        // guests that became peers, since the last look
+	smtp    []*smtpd.Server // whose limits follow a reload
 }
 
 // NodeOptions are what opening a node needs besides its home.
@@ -123,6 +127,9 @@ func (n *Node) open(o NodeOptions) (err error) {
 	}
 	if n.imports, err = n.openImporter(); err != nil {
 		return err
+	}
+	if n.dkim, err = dkimKeys(n.cfg); err != nil {
+		return &Error{Message: err.Error(), Hint: "mend the file, or take its [[dkim]] out", Exit: ExitConfig}
 	}
 	policy, err := n.policy(n.cfg)
 	if err != nil {
@@ -205,23 +212,40 @@ func (n *Node) Reload() error {
 	if err != nil {
 		return &Error{Message: err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
 	}
+	keys, err := dkimKeys(cfg)
+	if err != nil {
+		return &Error{Message: err.Error(), Hint: "the old configuration stays in force", Exit: ExitConfig}
+	}
 	n.mu.Lock()
 	old := n.cfg
-	n.cfg, n.warn = cfg, nil
+	n.cfg, n.warn, n.dkim = cfg, nil, keys
 	for _, w := range warnings {
 		n.warn = append(n.warn, w.Error())
 	}
-	if n.daemon && (!reflect.DeepEqual(old.SMTP, cfg.SMTP) || !reflect.DeepEqual(old.Link, cfg.Link)) {
-		n.log.Warn("[smtp] or [link] changed: listeners and their limits follow at the next start of the daemon")
+	was, is := old.SMTP, cfg.SMTP
+	was.MaxSize, was.MaxRecipients = is.MaxSize, is.MaxRecipients // these follow at once
+	if n.daemon && (!reflect.DeepEqual(was, is) || !reflect.DeepEqual(old.Link, cfg.Link)) {
+		n.log.Warn("[smtp] or [link] changed: listeners and who may use them follow at the next start of the daemon")
 	}
+	servers := n.smtp
 	n.mu.Unlock()
 	n.bridge.SetPolicy(p)
+	for _, s := range servers {
+		s.SetLimits(n.smtpLimits())
+	}
 	return nil
+}
+
+// limited notes a server whose limits follow the configuration.
+func (n *Node) limited(s *smtpd.Server) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.smtp = append(n.smtp, s)
 }
 
 // policy converts a configuration into the engine's terms.
 func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
-	p := &bridge.Policy{Name: c.Name, Domain: c.Domain, Postmaster: c.Postmaster, BounceVia: c.Bounce.Via,
+	p := &bridge.Policy{HideClients: c.SMTP.HideClients, Name: c.Name, Domain: c.Domain, Postmaster: c.Postmaster, BounceVia: c.Bounce.Via,
 		Limits: bridge.Limits{
 			MessageSize: int64(c.SMTP.MaxSize), Recipients: c.SMTP.MaxRecipients, Lifetime: time.Duration(c.Limits.Lifetime),
 			DelayNotice: time.Duration(c.Limits.Delay), RetryMin: time.Duration(c.Limits.RetryMin), RetryMax: time.Duration(c.Limits.RetryMax),

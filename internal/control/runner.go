@@ -139,10 +139,10 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	defer in.Close()
 	home := filepath.Join(r.dir, s.ID.String())
 	work := filepath.Join(home, "work")
-	if err := os.MkdirAll(work, 0o700); err != nil {
+	if err := makeWork(home, work); err != nil {
 		return no(true, "working directory: %v", err)
 	}
-	defer os.RemoveAll(home)
+	defer removeWork(home, work)
 	umask, err := h.Mask()
 	if err != nil {
 		return no(false, "%v", err)
@@ -172,7 +172,6 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		if spec.Command, err = b.Command(); err != nil {
 			return no(false, "%v", err)
 		}
-		spec.Umask = 0o022
 	}
 	if s.Size > 0 {
 		spec.Stdin = in
@@ -225,6 +224,22 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	}
 	out.Reason = envelope.OneLine(out.Reason, envelope.MaxReason)
 	return out, nil
+}
+
+// makeWork makes the folder of a job with its working directory; in the usual case by two system calls.
+func makeWork(home, work string) error {
+	if os.Mkdir(home, 0o700) == nil && os.Mkdir(work, 0o700) == nil {
+		return nil
+	}
+	return os.MkdirAll(work, 0o700)
+}
+
+// removeWork removes it: one that the program has left empty without being read.
+func removeWork(home, work string) {
+	if os.Remove(work) == nil && os.Remove(filepath.Join(home, "pid")) == nil && os.Remove(home) == nil {
+		return
+	}
+	os.RemoveAll(home)
 }
 
 // verified opens the input of a job and compares it with what was accepted: no program sees a byte of a content that the

@@ -252,6 +252,7 @@ func (d *daemon) listenMail(ctx context.Context) error {
 			return err
 		}
 		d.servers = append(d.servers, s)
+		d.limited(s)
 		d.listens = append(d.listens, l.String())
 		d.run(ctx, "listener "+l.String(), func(ctx context.Context) error {
 			// the server drains in stop, not when ctx ends: a mail inside DATA is finished
@@ -276,6 +277,7 @@ func (d *daemon) listenSubmission(ctx context.Context) error {
 		return err
 	}
 	d.servers = append(d.servers, smtp)
+	d.limited(smtp)
 	c := d.config()
 	srv := submission.New(&submitDesk{Node: d.Node, smtp: smtp}, submission.Options{MaxSize: int64(c.SMTP.MaxSize),
 		MaxRecipients: c.SMTP.MaxRecipients, Owner: int64(os.Geteuid()), Log: d.log.With("service", "pickup")})

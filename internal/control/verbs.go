@@ -67,6 +67,19 @@ func (n *Node) act(a QueueAction) (*QueueActed, error) {
 	return out, nil
 }
 
+// flushSite is POST /v1/flush: what a person names leads somewhere, or he hears that it does not.
+func (n *Node) flushSite(ctx context.Context, site string) (*FlushReply, error) {
+	dest, ok := n.siteDest(site)
+	if site != "" && !ok {
+		return nil, &Error{Message: fmt.Sprintf("%q is neither a peer nor does mail for it go anywhere", site), Hint: "mochila status names the peers", Exit: ExitUsage}
+	}
+	r := &FlushReply{}
+	if dest != "" {
+		r.Dest = n.destName(dest)
+	}
+	return r, n.flush(ctx, site)
+}
+
 // flush makes what waits for a site due now: for the peer of that name, or for wherever mail to that domain or address
 // goes. Without a site, and for one that leads nowhere, it is everything: more than was asked for, never less.
 func (n *Node) flush(_ context.Context, site string) error {
@@ -479,6 +492,11 @@ func (n *Node) status() (*Status, error) {
 	card := n.keys.Card()
 	s.Card = CardStatus{Serial: card.Serial, UseUntil: card.UseUntil, KeepUntil: card.KeepUntil}
 	s.Warnings = append(s.Warnings, n.bridge.Clamped()...)
+	for _, p := range n.bridge.Policy().Peers {
+		if until := n.bridge.CutOff(p.ID); !until.IsZero() {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("%s has brought too many bad packets: it is not listened to before %s", p.Name, until.Local().Format("2006-01-02 15:04")))
+		}
+	}
 	now := time.Now()
 	for _, p := range n.bridge.Policy().Peers {
 		if p.Card != nil && now.After(p.Card.UseUntil) {

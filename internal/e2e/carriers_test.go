@@ -38,7 +38,7 @@ func TestScenarioStick(t *testing.T) {
 // that lies there in another length is copied again.
 func copyTree(t *testing.T, r *rand.Rand, from, to string) {
 	t.Helper()
-	for _, path := range packetFiles(t, from) {
+	for _, path := range packetFiles(t, from, false) {
 		name, _ := strings.CutPrefix(path, from+"/")
 		goal := filepath.Join(to, name)
 		src, err := os.Stat(path)

@@ -134,6 +134,25 @@ func TestReload(t *testing.T) {
 	must(w.content("Subject: new\r\n\r\n"))
 	must(inData.content("Subject: old\r\n\r\n"))
 
+	// limits, too: the listener stays, its next client meets them
+	n.configure(strings.Replace(mailhouse(smtp, mail), "[smtp]\n", "[smtp]\nmax_size = \"30k\"\nmax_recipients = 1\n", 1))
+	if out, err := n.command("reload").CombinedOutput(); err != nil {
+		t.Fatalf("reload: %v: %s", err, out)
+	}
+	next, err := dial(smtp)
+	must(err)
+	defer next.Close()
+	must(next.say("EHLO client.test", "250"))
+	must(next.say("MAIL FROM:<eve@camp.example> SIZE=30001", "552 5.3.4"))
+	must(next.say("MAIL FROM:<eve@camp.example> SIZE=30000", "250"))
+	must(next.say("RCPT TO:<a@camp.example>", "250"))
+	must(next.say("RCPT TO:<b@camp.example>", "452 4.5.3"))
+	must(next.say("RSET", "250"))
+	n.configure(strings.Replace(mailhouse(smtp, mail), `to = ["camp.example"]`, `to = ["camp.example", "new.example"]`, 1))
+	if out, err := n.command("reload").CombinedOutput(); err != nil {
+		t.Fatalf("reload: %v: %s", err, out)
+	}
+
 	n.configure("domain = \"camp.example\"\n[smpt]\n")
 	out, err = n.command("reload").CombinedOutput()
 	if err == nil || !bytes.Contains(out, []byte("smpt")) || !bytes.Contains(out, []byte("hint: ")) {

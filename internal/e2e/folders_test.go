@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,8 +13,10 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	tomlfile "github.com/pelletier/go-toml/v2"
+	"golang.org/x/net/webdav"
 
 	"mochila/internal/config"
+	"mochila/internal/peertest"
 	"mochila/transport/s3/s3test"
 )
 
@@ -98,4 +102,48 @@ func harmStore(t *testing.T, s *s3test.Store, r *rand.Rand) (hits int) {
 		hits++
 	}
 	return hits
+}
+
+// TestScenarioSFTP: a real sshd that knows nothing of mochila, over a line that breaks; and files get lost and damaged.
+func TestScenarioSFTP(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
+		d := peertest.StartSSHD(t, peertest.SSHDOptions{})
+		dir := t.TempDir()
+		line := newBadLine(t, random(t), "tcp", d.Addr, 6, true)
+		url := carrierRecipe(t, "sftp.toml", "drop@box.example", d.User+"@"+line.addr, "/srv/drop", dir, "/etc/mochila/ssh_config", d.Config)
+		return joined{camp: side{url: url}, hub: side{url: url}, harm: newMischief(t, dir).harm, faults: line.faults}
+	}})
+}
+
+// TestScenarioDAV: a WebDAV server behind a line that breaks.
+func TestScenarioDAV(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
+		dir := t.TempDir()
+		h := &webdav.Handler{FileSystem: webdav.Dir(dir), LockSystem: webdav.NewMemLS()}
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, password, _ := r.BasicAuth(); password != "password" {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			h.ServeHTTP(w, r)
+		}))
+		t.Cleanup(s.Close)
+		if err := os.MkdirAll(filepath.Join(dir, "remote.php/dav/files/camp/net"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		line := newBadLine(t, random(t), "tcp", strings.TrimPrefix(s.URL, "http://"), 8, false)
+		url := carrierRecipe(t, "dav.toml", "davs:cloud.example", "dav:"+line.addr, "/etc/mochila/dav.secret", secret(t, "camp:password"))
+		return joined{camp: side{url: url}, hub: side{url: url}, harm: newMischief(t, dir).harm, faults: line.faults}
+	}})
+}
+
+// TestScenarioRclone: a folder that the real rclone encrypts; files below get lost and damaged, names and all.
+func TestScenarioRclone(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
+		r := peertest.NewRclone(t)
+		url := carrierRecipe(t, "rclone.toml", "drive:net", "secret:net", "/etc/mochila/rclone.conf", r.Config)
+		m := newMischief(t, r.Dir)
+		m.any = true
+		return joined{camp: side{url: url}, hub: side{url: url}, harm: m.harm}
+	}})
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/emersion/go-msgauth/dkim"
 	"github.com/xdg-go/scram"
 
 	"mochila/internal/control"
@@ -104,12 +106,49 @@ func scramLogin(t *testing.T, w *wire, name, password string) {
 	t.Fatal(err)
 }
 
+// writeSigningKey makes a key for DKIM.
+func writeSigningKey(t *testing.T, path string) {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// verifyDKIM checks the one signature of a mail with LF lines against the record that the node prints.
+func (n *node) verifyDKIM(mail string) error {
+	var records []control.DKIMRecord
+	n.get("/v1/dkim", &records)
+	checks, err := dkim.VerifyWithOptions(strings.NewReader(strings.ReplaceAll(mail, "\n", "\r\n")), &dkim.VerifyOptions{
+		LookupTXT: func(domain string) ([]string, error) {
+			if len(records) != 1 || records[0].Name != domain {
+				return nil, fmt.Errorf("asked for %s, the record is %+v", domain, records)
+			}
+			return []string{records[0].Record}, nil
+		}})
+	if err == nil && len(checks) != 1 {
+		err = fmt.Errorf("%d signatures", len(checks))
+	}
+	if err == nil {
+		err = checks[0].Err
+	}
+	return err
+}
+
 // TestLogin: an account sends through STARTTLS and through implicit TLS, held to its senders, and to nobody but it the
-// port is open. A renewed certificate is used without a restart.
+// port is open. Its mail is signed and does not tell where it came from. A renewed certificate is used without a restart.
 func TestLogin(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	writeCertificate(t, dir, 1)
+	writeSigningKey(t, dir+"/dkim.pem")
 	port, secured := peertest.FreePort(t), peertest.FreePort(t)
 	n := nodeAt(t, "camp", dir, fmt.Sprintf(`domain = "camp.example"
 [smtp]
@@ -117,6 +156,11 @@ listen = [%q, %q]
 relay_from = []
 tls_cert = "cert.pem"
 tls_key = "key.pem"
+hide_clients = true
+[[dkim]]
+domain = "camp.example"
+selector = "s1"
+key = "dkim.pem"
 [[deliver]]
 to = ["*"]
 via = %q
@@ -148,7 +192,7 @@ via = %q
 		if err := w.envelope(from, "<box@far.example>"); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.content(fmt.Sprintf("Subject: %d\r\n\r\nhi\r\n", i)); err != nil {
+		if err := w.content(fmt.Sprintf("From: Ana <ana@camp.example>\r\nSubject: %d\r\n\r\nhi  \r\n\r\n", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -181,8 +225,11 @@ via = %q
 		t.Fatalf("%d mails in the box: %q", len(mails), mails)
 	}
 	for _, m := range mails {
-		if !strings.Contains(m, "with ESMTPSA id") || !strings.Contains(m, "Return-Path: <ana@camp.example>") {
+		if !strings.Contains(m, "\nReceived: by camp.example (mochila) with ESMTPSA id") || !strings.Contains(m, "Return-Path: <ana@camp.example>") || strings.Contains(m, "127.0.0.1") {
 			t.Errorf("mail %q", m)
+		}
+		if err := n.verifyDKIM(m); err != nil {
+			t.Errorf("signature: %v\n%s", err, m)
 		}
 	}
 	for _, want := range []string{"sasl_method=SCRAM-SHA-256, sasl_username=ana", "SASL PLAIN authentication failed"} {

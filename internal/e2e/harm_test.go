@@ -15,14 +15,15 @@ import (
 	"mochila/internal/peertest"
 )
 
-// packetFiles are the packets that lie below a folder: files with names of 52 characters, whatever stands around them.
-func packetFiles(t testing.TB, root string) (files []string) {
+// packetFiles are the packets that lie below a folder: files with names of 52 characters; any file, if the carrier gives
+// them names of its own.
+func packetFiles(t testing.TB, root string, any bool) (files []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return nil // what somebody has just removed
 		}
-		if name := e.Name(); len(name) == 52 && !strings.ContainsAny(name, ".~") {
+		if name := e.Name(); any || len(name) == 52 && !strings.ContainsAny(name, ".~") {
 			files = append(files, path)
 		}
 		return nil
@@ -37,6 +38,7 @@ func packetFiles(t testing.TB, root string) (files []string) {
 type mischief struct {
 	t      testing.TB
 	root   string
+	any    bool              // the carrier gives files names of its own
 	stolen map[string][]byte // packets that were lost, to come again
 }
 
@@ -48,7 +50,7 @@ func newMischief(t testing.TB, root string) *mischief {
 // back at the next call, when nobody wants them any more.
 func (m *mischief) harm(r *rand.Rand) (hits int) {
 	m.t.Helper()
-	files := packetFiles(m.t, m.root)
+	files := packetFiles(m.t, m.root, m.any)
 	for path, b := range m.stolen {
 		if os.WriteFile(path, b, 0o644) == nil {
 			delete(m.stolen, path)
@@ -95,12 +97,35 @@ type badLine struct {
 	left  int // faults still to come
 	flips bool
 	done  int
+	open  map[net.Conn]bool
+	over  bool
+}
+
+// hangUp ends all connections: some programs keep theirs for later.
+func (b *badLine) hangUp() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+	for c := range b.open {
+		c.Close()
+	}
+}
+
+func (b *badLine) note(c net.Conn, open bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open[c] = open; !open {
+		delete(b.open, c)
+	}
+	if b.over {
+		c.Close()
+	}
 }
 
 // newBadLine returns a line with so many faults to a target, "tcp" or "unix". With flips some of them invert a bit.
 func newBadLine(t testing.TB, r *rand.Rand, network, target string, faults int, flips bool) *badLine {
 	t.Helper()
-	b := &badLine{r: r, left: faults, flips: flips}
+	b := &badLine{r: r, left: faults, flips: flips, open: map[net.Conn]bool{}}
 	at := "127.0.0.1:0"
 	if network == "unix" {
 		at = filepath.Join(shortDir(t), "line.sock")
@@ -120,7 +145,7 @@ func newBadLine(t testing.TB, r *rand.Rand, network, target string, faults int, 
 			all.Go(func() { b.pass(c, network, target) })
 		}
 	})
-	t.Cleanup(func() { l.Close(); all.Wait() })
+	t.Cleanup(func() { l.Close(); b.hangUp(); all.Wait() })
 	return b
 }
 
@@ -160,6 +185,8 @@ func (b *badLine) pass(c net.Conn, network, target string) {
 		return
 	}
 	defer d.Close()
+	b.note(c, true)
+	defer b.note(c, false)
 	var both sync.WaitGroup
 	way := func(to, from net.Conn, f fate) {
 		both.Go(func() {

@@ -4,12 +4,17 @@ package all
 
 import (
 	"mochila/transport"
+	"mochila/transport/dav"
+	"mochila/transport/rclone"
 	"mochila/transport/s3"
+	"mochila/transport/sftp"
 )
 
 // Schemes is the list.
 func Schemes() []transport.Scheme {
-	return append(transport.Schemes(), s3.Scheme)
+	list := append(transport.Schemes(), s3.Scheme, sftp.Scheme)
+	list = append(list, dav.Schemes()...)
+	return append(list, rclone.Scheme)
 }
 
 // Parse reads a carrier URL (transport.Parse).
