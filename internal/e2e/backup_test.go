@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"mochila/internal/peertest"
 )
@@ -86,24 +87,21 @@ func tree(t testing.TB, dir string) []string {
 
 // backup is a site whose folder is backed up at another one, by the files of contrib/backup.
 type backup struct {
-	t         *testing.T
+	*stick
 	tool      string
 	camp, hub *node
 	src, dst  string
 	state     string
-	medium    string          // the stick that is in the slot
-	seen      map[string]bool // packets that were on a stick
-	states    [][]string      // of the folder, at each backup
+	states    [][]string // of the folder, at each backup
 }
 
 func newBackup(t *testing.T, program string) *backup {
 	t.Helper()
 	tool(t, program)
-	b := &backup{t: t, tool: program, src: t.TempDir(), dst: t.TempDir(), state: t.TempDir()}
+	b := &backup{stick: newStick(t), tool: program, src: t.TempDir(), dst: t.TempDir(), state: t.TempDir()}
 	b.camp = newNode(t, "camp", "")
 	b.hub = newNode(t, "hub", "")
-	b.medium, b.seen = t.TempDir(), map[string]bool{}
-	pair(b.camp, b.hub, b.medium)
+	pair(b.camp, b.hub, b.dir)
 	b.hub.configure("name = \"hub\"\n" + contribFile(t, "backup/handler.toml", "/usr/local/lib/mochila/backup-apply", contribPath(t, "backup/backup-apply"), "/srv/backup", b.dst))
 	return b
 }
@@ -158,45 +156,6 @@ func (b *backup) at() int {
 	}
 	b.t.Fatalf("the tree is none that ever was:\n%s", strings.Join(got, "\n"))
 	return 0
-}
-
-// lose removes from the stick what was on an earlier one, and what is new on this one if all is to be lost: packets without
-// a receipt are put on every stick.
-func (b *backup) lose(all bool) {
-	b.t.Helper()
-	list, err := filepath.Glob(filepath.Join(b.medium, "mochila", "*", "*", "*"))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, f := range list {
-		if b.seen[filepath.Base(f)] || all {
-			if err := os.Remove(f); err != nil {
-				b.t.Fatal(err)
-			}
-		}
-		b.seen[filepath.Base(f)] = true
-	}
-}
-
-// pull takes the stick out of the slot; what is synced then goes to an empty one.
-func (b *backup) pull() (stick string) {
-	b.t.Helper()
-	stick = b.t.TempDir()
-	if err := os.Rename(filepath.Join(b.medium, "mochila"), filepath.Join(stick, "mochila")); err != nil {
-		b.t.Fatal(err)
-	}
-	return stick
-}
-
-// plug puts a stick into the slot.
-func (b *backup) plug(stick string) {
-	b.t.Helper()
-	if err := os.RemoveAll(filepath.Join(b.medium, "mochila")); err != nil {
-		b.t.Fatal(err)
-	}
-	if err := os.Rename(filepath.Join(stick, "mochila"), filepath.Join(b.medium, "mochila")); err != nil {
-		b.t.Fatal(err)
-	}
 }
 
 // trips carries the stick to and fro.
@@ -321,6 +280,12 @@ func TestBackupKilled(t *testing.T) {
 // the job makes: the node's processes, and those of the job.
 func (n *node) killInJob(job, sign string, start func()) {
 	n.t.Helper()
+	n.killInJobAfter(0, job, sign, start)
+}
+
+// killInJobAfter is killInJob, some time later.
+func (n *node) killInJobAfter(later time.Duration, job, sign string, start func()) {
+	n.t.Helper()
 	done := make(chan struct{})
 	go func() { defer close(done); start() }()
 	peertest.Await(n.t, "the job to be at work", func() bool {
@@ -332,18 +297,21 @@ func (n *node) killInJob(job, sign string, start func()) {
 		_, err := os.Lstat(sign)
 		return err == nil
 	}, n.log.String)
+	time.Sleep(later) // a moment that no event chooses
 	n.killAll(job)
 	<-done
 }
 
 // killAll kills every process of this node, and of a job that it runs.
 func (n *node) killAll(job string) {
+	killed := 0
+	defer func() { n.t.Logf("%d processes of %s were killed in job %s", killed, n.name, job) }()
 	n.t.Helper()
-	list, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for range 2 { // what was started meanwhile
+	for range 2 { // the second time what was started meanwhile
+		list, err := filepath.Glob("/proc/[0-9]*")
+		if err != nil {
+			n.t.Fatal(err)
+		}
 		for _, p := range list {
 			env, _ := os.ReadFile(filepath.Join(p, "environ"))
 			args, _ := os.ReadFile(filepath.Join(p, "cmdline"))
@@ -352,7 +320,9 @@ func (n *node) killAll(job string) {
 				var pid int
 				fmt.Sscanf(filepath.Base(p), "%d", &pid)
 				if proc, err := os.FindProcess(pid); err == nil && pid != os.Getpid() {
-					proc.Kill()
+					if proc.Kill() == nil {
+						killed++
+					}
 				}
 			}
 		}
