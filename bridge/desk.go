@@ -31,6 +31,7 @@ type desk struct {
 	began   time.Time
 	more    chan struct{}
 	room    func() int64 // the largest packet that still fits on the medium; nil: nobody counts
+	only    *spool.Ref   // nothing else is sent; nil: all that is due
 
 	mu        sync.Mutex
 	pinch     int64 // bundles are made no larger than this, since the last one did not fit; 0: they do
@@ -168,6 +169,17 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 			p := d.ready[0]
 			d.ready = d.ready[1:]
 			return p, nil
+		}
+		if d.only != nil {
+			ref := *d.only
+			if ref.Leg < 0 {
+				return nil, nil // it was sent
+			}
+			d.only.Leg = -1
+			if err := d.packOne(ref); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes {
 			return nil, nil

@@ -191,6 +191,7 @@ type sealed struct {
 	used   []*session
 	held   map[[8]byte]uint64 // numbers that the receipts inside cover, per session
 	sum    [32]byte           // of the bundle behind the hop box
+	byHand bool               // its envelope was held for this packet
 }
 
 // numbered is a session with the number and salt of one item.
@@ -416,6 +417,9 @@ func (b *Bridge) commit(x *sealed, carrier string, overdue func(item *spool.Item
 					return err
 				}
 				leg := &item.Legs[ref.Leg]
+				if x.byHand && leg.State == spool.Held {
+					leg.State = spool.Due // it was held for this
+				}
 				next, ok := spool.Next(leg.State, spool.Seal)
 				if !ok {
 					return errGone

@@ -20,6 +20,7 @@ type Request struct {
 	Trust     string      // trust class of the submitter
 	Body      *spool.Body // finished; nil is no content
 	Reply     *Reply      // where its outcome goes by mail; nil: nowhere
+	Hold      bool        // no contact takes it: it is carried by hand (bridge.Mailing)
 }
 
 // Ticket says what became of a request.
@@ -131,7 +132,7 @@ func (j *Jobs) place(tx *spool.Tx, r *Request, item *spool.Item) (uint64, error)
 		c.next++
 	}
 	item.Legs[0].State = spool.Due
-	if c.paused {
+	if c.paused || r.Hold {
 		item.Legs[0].State = spool.Held
 	}
 	if err := tx.Add(item, r.Body); err != nil {

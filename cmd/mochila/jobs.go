@@ -21,7 +21,7 @@ func (a *app) jobsCmd() *cobra.Command {
 number that is missing, at a barrier, and at a job that failed (unless its handler says otherwise): then somebody decides,
 at the node where the jobs run. Ids may be cut to a unique beginning.`,
 	})
-	c.AddCommand(a.jobsListCmd(), a.jobsShowCmd(), a.jobsLogCmd())
+	c.AddCommand(a.jobsListCmd(), a.jobsShowCmd(), a.jobsLogCmd(), a.jobsMailCmd())
 	for _, v := range []struct{ verb, use, short, long, done string }{
 		{"retry", "ID…", "start jobs again that failed", "At the node where they run.\nThe channel stands at such a job; dead letters and jobs that wait for their next try go at once.", "to be tried again"},
 		{"skip", "ID…|NODE:CHANNEL", "pass over the job that a channel stands at, or over missing numbers", "At the node where they run.\nWhat is known of the job becomes its outcome. With NODE:CHANNEL the missing numbers in front of the first job that is\nhere are passed over; what comes later for them is not started.", "passed over"},
@@ -317,6 +317,24 @@ func (a *app) jobsLogCmd() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func (a *app) jobsMailCmd() *cobra.Command {
+	var from string
+	c := &cobra.Command{
+		Use:   "mail ID",
+		Short: "write a job of this node as a mail",
+		Long: `Writes one job that has not left yet, sealed for its node, as a mail to standard output, as mochila run --as-mail does.
+No contact takes it any more, until it is overdue.`,
+		Args: takes("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.node(c.Context(), func(n *control.Client) error {
+				return n.Raw(c.Context(), "/v1/jobs/"+url.PathEscape(args[0])+"/mail?from="+url.QueryEscape(from), a.out)
+			})
+		},
+	}
+	c.Flags().StringVar(&from, "mail-from", "", "`address` that the mail comes from (default postmaster's)")
+	return c
 }
 
 func (a *app) jobsActCmd(verb, use, short, long, done string) *cobra.Command {

@@ -25,7 +25,8 @@ const exitRun = 255
 type runFlags struct {
 	channel, expires, notBefore, after, supersede, mailResult string
 	env                                                       []string
-	wait, batch, unordered, nop, barrier                      bool
+	wait, batch, unordered, nop, barrier, asMail              bool
+	mailFrom                                                  string
 	size                                                      int64
 	priority                                                  int
 }
@@ -45,11 +46,16 @@ Nothing is stored when the input breaks off, or has another length than --size s
 With --batch each line of standard input is one job, in JSON, with the keys of the API (docs/control.md): what the
 command line says holds for lines that do not say otherwise.
 
+With --as-mail the job is sealed for the other node as always, and written to standard output as a mail with one
+attachment, which any mail system may carry: pipe it to sendmail, or give it to a mail program. At the other node
+mochila receive --mail takes it. It cannot be combined with --wait, --batch, and several nodes.
+
 With --wait the command waits for the result, passes on what the program wrote, and exits with its status: 128 and the
 signal's number if a signal ended it, 255 for everything that is not the program's. An interrupt leaves the job alone.`,
 		Example: `  dar -c - -R /srv | mochila run hub --channel backup -- store srv
   mochila run hub --wait -- uptime
-  mochila run hub,shore --expires 2d -- reload < new.conf`,
+  mochila run hub,shore --expires 2d -- reload < new.conf
+  mochila run hub --as-mail -- uptime < /dev/null | sendmail mochila@hub.example`,
 		Args: takes("NODE", "[ARGUMENT…]"),
 		RunE: func(c *cobra.Command, args []string) error {
 			err := a.run(c, f, args)
@@ -73,6 +79,8 @@ signal's number if a signal ended it, 255 for everything that is not the program
 	l.StringVar(&f.after, "after", "", "started only when the job with this `id` has succeeded there")
 	l.StringVar(&f.supersede, "supersede", "", "takes the place of jobs of the channel with the same `key` that still wait")
 	l.StringVar(&f.mailResult, "mail-result", "", "mail the outcome, with what the program wrote, to this `address`")
+	l.BoolVar(&f.asMail, "as-mail", false, "no contact takes the job: write it, sealed, as a mail to standard output")
+	l.StringVar(&f.mailFrom, "mail-from", "", "`address` that the mail comes from (default postmaster's)")
 	l.BoolVar(&f.wait, "wait", false, "wait for the result, and exit with the program's status")
 	l.BoolVar(&f.batch, "batch", false, "read jobs from standard input, one JSON object a line")
 	l.BoolVar(&f.unordered, "no-order", false, "give it no number: it waits for none, and none waits for it")
@@ -158,6 +166,12 @@ func (a *app) run(c *cobra.Command, f runFlags, args []string) error {
 	if err != nil {
 		return err
 	}
+	if f.asMail {
+		if f.batch || f.wait || len(q.Nodes) != 1 {
+			return usageError("", "--as-mail makes one mail of one job: neither --batch nor --wait, nor several nodes")
+		}
+		q.Hold = true
+	}
 	return a.jobNode(c.Context(), func(n *control.Client) error {
 		if f.wait && !n.Daemon() {
 			return &control.Error{Message: "no daemon runs: nobody would carry the job while this waits", Hint: "mochila serve; or without --wait, and mochila sync", Exit: exitRun}
@@ -177,11 +191,28 @@ func (a *app) run(c *cobra.Command, f runFlags, args []string) error {
 		if err := n.Upload(c.Context(), "/v1/run", io.MultiReader(bytes.NewReader(append(head, '\n')), in), &r); err != nil {
 			return err
 		}
+		if f.asMail {
+			return a.jobMail(c.Context(), n, r.Jobs[0], f.mailFrom)
+		}
 		if f.wait {
 			return a.await(c.Context(), n, r.Jobs)
 		}
 		return a.showTickets(r.Jobs)
 	})
+}
+
+// jobMail writes a job that waits for it as a mail.
+func (a *app) jobMail(ctx context.Context, n *control.Client, t control.RunTicket, from string) error {
+	err := n.Raw(ctx, "/v1/jobs/"+url.PathEscape(t.ID)+"/mail?from="+url.QueryEscape(from), a.out)
+	if err == nil {
+		err = a.out.flush()
+	}
+	if err != nil {
+		a.note("mochila: job %s was stored, and no mail was made of it; mochila jobs mail %[1]s tries again, mochila jobs cancel %[1]s takes it back", t.ID)
+		return err
+	}
+	a.note("mochila: job %s  %s:%s%s", t.ID, safe(t.Node), safe(t.Channel), when(t.Seq > 0, fmt.Sprintf(" #%d", t.Seq)))
+	return nil
 }
 
 func (a *app) showTickets(list []control.RunTicket) error {

@@ -44,6 +44,7 @@ func (n *Node) jobVerbs(mux *http.ServeMux) {
 		}
 		return n.jobAct(makerOf(r), a)
 	})
+	mux.HandleFunc("GET /v1/jobs/{id}/mail", n.jobMail)
 	mux.HandleFunc("GET /v1/jobs/{id}/{stream}", n.jobStream)
 }
 
@@ -200,7 +201,8 @@ func (n *Node) requests(by maker, q RunRequest) ([]*jobs.Request, error) {
 		if err := n.mayMake(by, name, job.Channel, job.Handler); err != nil {
 			return nil, err
 		}
-		out = append(out, &jobs.Request{Dest: peer, Job: job, Unordered: q.Unordered, Expires: q.Expires, Priority: q.Priority, Trust: by.trust(), Reply: reply})
+		out = append(out, &jobs.Request{Dest: peer, Job: job, Unordered: q.Unordered, Expires: q.Expires, Priority: q.Priority, Trust: by.trust(), Reply: reply,
+			Hold: q.Hold})
 	}
 	return out, nil
 }

@@ -21,6 +21,7 @@ type RunRequest struct {
 	Size      *int64      `json:"size,omitempty"` // bytes of standard input; any other length is refused
 
 	MailResult string `json:"mail_result,omitempty"` // address that gets the outcome by mail
+	Hold       bool   `json:"hold,omitempty"`        // no contact takes it: it is fetched as a mail
 
 	Stdin    string `json:"stdin,omitempty"`     // only in a batch
 	RawStdin []byte `json:"raw_stdin,omitempty"` // instead of Stdin: base64
