@@ -74,7 +74,7 @@ func safeHelo(s string) bool {
 }
 
 // kinds is what New understands, for its errors.
-const kinds = "smtp:HOST:PORT, lmtp:HOST:PORT, lmtp:/path, maildir:/path/%u, sendmail:/path, pipe:/path, uux:SITE!rsmtp"
+const kinds = "smtp:HOST:PORT, lmtp:HOST:PORT, lmtp:/path, maildir:/path/%u, sendmail:/path, pipe:/path, bsmtp:/path, uux:SITE!rsmtp"
 
 // New opens a delivery by its via URL: one of
 //
@@ -84,6 +84,7 @@ const kinds = "smtp:HOST:PORT, lmtp:HOST:PORT, lmtp:/path, maildir:/path/%u, sen
 //	maildir:/path/%u    a Maildir for each recipient: %u local part, %d domain, %% a percent sign
 //	sendmail:/path      a program with sendmail's command line
 //	pipe:/path          any program: the mail on its stdin, once for each recipient
+//	bsmtp:/path         a program that takes a batch of SMTP on its stdin; with ?to=ADDR a sendmail that mails the batch
 //	uux:SITE!rmail      a UUCP site, also uux:SITE!rsmtp and uux:SITE!rgsmtp, with ?config=FILE&grade=C
 //
 // Nothing is connected, started or created before the first Deliver.
@@ -110,6 +111,8 @@ func New(via string, o Options) (Transport, error) {
 		t, err = newSendmail(rest, o)
 	case "pipe":
 		t, err = newPipe(rest, o)
+	case "bsmtp":
+		t, err = newBSMTP(rest, o)
 	case "uux":
 		t, err = newUUX(rest, o)
 	case "smtps", "submission":

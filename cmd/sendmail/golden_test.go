@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -190,8 +191,30 @@ var table = []golden{
 	{name: "batch cut in the envelope", args: []string{"-bS"}, stdin: "MAIL FROM:<a@c.x>\nRCPT TO:<b@c.x>\n", exit: 65, err: "inside of a transaction"},
 	{name: "batch with a bad recipient", args: []string{"-bS"}, stdin: "MAIL FROM:<a@c.x>\nRCPT TO:<b c@c.x>\nRCPT TO:<b@c.x>\nDATA\nhi\n.\n", exit: 65, err: "line 2"},
 	{name: "batch with an unknown parameter", args: []string{"-bS"}, stdin: "MAIL FROM:<a@c.x> FOO=1\nRCPT TO:<b@c.x>\nDATA\nhi\n.\n", exit: 65, err: "FOO"},
+	{name: "batch in a mail", argv0: "rsmtp", stdin: "From x@y Mon Jan  1 00:00:00 2024\nReceived: a\n\tb\nContent-Type: Application/Batch-SMTP;\n required-extensions=\"8bitMIME, DSN\"\n\nMAIL FROM:<a@c.x> RET=HDRS\nRCPT TO:<b@c.x>\nDATA\n" + hello + ".\n",
+		from: "a@c.x", to: []string{"b@c.x"}, want: hello, check: func(m *envelope.Mail) error { return expect("RET", m.Ret, "HDRS") }},
+	{name: "batch in a mail, Base64", argv0: "rsmtp", stdin: "Content-Transfer-Encoding: BASE64\nContent-Type: application/batch-smtp\n\n" + wrap76(base64.StdEncoding.EncodeToString([]byte("EHLO c\r\nMAIL FROM:<a@c.x>\r\nRCPT TO:<b@c.x>\r\nDATA\r\n"+strings.ReplaceAll(hello, "\n", "\r\n")+strings.Repeat("0123456789\r\n", 9000)+"..\r\n\xff\r\n.\r\nQUIT\r\n"))),
+		from: "a@c.x", to: []string{"b@c.x"}, want: hello + strings.Repeat("0123456789\n", 9000) + ".\n\xff\n"},
+	{name: "batch in a mail, quoted-printable", argv0: "rsmtp", stdin: "Content-Type: application/batch-smtp\nContent-Transfer-Encoding: quoted-printable\n\nMAIL FROM:<a@=\nc.x>\nRCPT TO:<b@c.x>\nDATA\nX=3D1: =E9=  \n\n=2E.x\n.\n",
+		from: "a@c.x", to: []string{"b@c.x"}, want: "X=1: \xe9\n.x\n"},
+	{name: "batch in a mail of another type", argv0: "rsmtp", stdin: "Content-Type: text/plain\n\nMAIL FROM:<a@c.x>\nRCPT TO:<b@c.x>\nDATA\nhi\n.\n", exit: 65, err: "text/plain"},
+	{name: "batch in a mail without a type", argv0: "rsmtp", stdin: "Subject: x\n\nMAIL FROM:<a@c.x>\nRCPT TO:<b@c.x>\nDATA\nhi\n.\n", exit: 65, err: "no batch"},
+	{name: "batch that needs too much", argv0: "rsmtp", stdin: "Content-Type: application/batch-smtp; required-extensions=DSN,TELEPATHY\n\nMAIL FROM:<a@c.x>\nRCPT TO:<b@c.x>\nDATA\nhi\n.\n", exit: 65, err: "TELEPATHY"},
+	{name: "batch in broken Base64", argv0: "rsmtp", stdin: "Content-Type: application/batch-smtp\nContent-Transfer-Encoding: base64\n\nTUFJT-\n", exit: 65, err: "encoding is broken"},
+	{name: "batch in an unknown encoding", argv0: "rsmtp", stdin: "Content-Type: application/batch-smtp\nContent-Transfer-Encoding: x-uue\n\nMAIL FROM:<a@c.x>\n", exit: 65, err: "x-uue"},
+	{name: "mail that ends before its batch", argv0: "rsmtp", stdin: "Content-Type: application/batch-smtp\n", exit: 65, err: "before its batch"},
 	{name: "empty batch", args: []string{"-bS"}, exit: 65},
 	{name: "batch without recipients", args: []string{"-bS"}, stdin: "MAIL FROM:<a@c.x>\nDATA\nhi\n.\n", exit: 65},
+}
+
+// wrap76 breaks a text into lines.
+func wrap76(s string) string {
+	var b strings.Builder
+	for len(s) > 76 {
+		b.WriteString(s[:76] + "\n")
+		s = s[76:]
+	}
+	return b.String() + s + "\n"
 }
 
 func expect[T comparable](what string, got, want T) error {

@@ -13,6 +13,7 @@ var viaSchemes = []struct{ name, form string }{
 	{"maildir", "maildir:/srv/mail/%u"},
 	{"sendmail", "sendmail:/usr/sbin/sendmail"},
 	{"pipe", "pipe:/usr/local/bin/program"},
+	{"bsmtp", "bsmtp:/usr/lib/mochila/rsmtp or bsmtp:/usr/sbin/sendmail?to=rsmtp@hub.example"},
 	{"uux", "uux:hub!rsmtp"},
 	{"receive", "receive:packets"},
 }
@@ -37,6 +38,9 @@ func checkVia(via string) (host, hint string, ok bool) {
 			target, _, _ := strings.Cut(rest, "?")
 			site, command, _ := strings.Cut(target, "!")
 			return "", "such as uux:hub!rmail, uux:hub!rsmtp or uux:hub!rgsmtp", site != "" && (command == "rmail" || command == "rsmtp" || command == "rgsmtp")
+		case "bsmtp":
+			path, query, _ := strings.Cut(rest, "?")
+			return "", hint, !strings.HasPrefix(path, "~") && (query == "" || strings.HasPrefix(query, "to=") && isAddress(query[3:]))
 		case "maildir", "sendmail", "pipe":
 			return "", hint, !strings.HasPrefix(rest, "~")
 		case "lmtp":
@@ -64,7 +68,7 @@ func checkVia(via string) (host, hint string, ok bool) {
 func viaBelow(via, dir string) string {
 	name, rest, _ := strings.Cut(via, ":")
 	switch name {
-	case "maildir", "pipe", "sendmail":
+	case "maildir", "pipe", "sendmail", "bsmtp":
 	case "lmtp":
 		if !strings.Contains(rest, "/") {
 			return via

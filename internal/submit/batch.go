@@ -19,6 +19,9 @@ type session struct {
 // batch runs a whole batch from stdin.
 func batch(e *Env, o *Options, node *Node) error {
 	s := &session{in: &input{fd: e.Stdin}, opt: o, node: node}
+	if err := s.unwrap(); err != nil {
+		return s.fault(asFault(err, "reading the batch"))
+	}
 	for {
 		l, ok, err := s.in.line(maxCommand)
 		if err != nil {

@@ -15,6 +15,7 @@ type input struct {
 	// dotted says that it ended with a ".", not with the input; lines counts those that body took.
 	dotted bool
 	lines  int
+	undo   undoer // of a transfer encoding; nil: none
 }
 
 const inputBuffer = 16 << 10
@@ -46,6 +47,22 @@ func (in *input) fill() error {
 	}
 	in.w += n
 	in.eof = n == 0
+	if in.undo != nil {
+		return in.decode(in.w - n)
+	}
+	return nil
+}
+
+// decode undoes the transfer encoding of what lies in the buffer from a place on.
+func (in *input) decode(from int) error {
+	if in.undo == nil {
+		return nil
+	}
+	n, ok := in.undo.undo(in.buf[from:in.w])
+	if !ok {
+		return fault(ExDataErr, "the transfer encoding is broken")
+	}
+	in.w = from + n
 	return nil
 }
 
