@@ -17,7 +17,7 @@ func (b *Bridge) notices(item *spool.Item, fresh []int, dsnTaken map[int]bool) (
 	var tell []envelope.Outcome
 	for _, i := range fresh {
 		o := item.Outcomes[i]
-		if o.Action == envelope.ActionFailed && item.Env.Mail.Sender == "" {
+		if o.Action == envelope.ActionFailed && (item.Env.Mail.Sender == "" || b.unasked(item, i)) {
 			grave = append(grave, i)
 			continue
 		}
@@ -36,6 +36,29 @@ func (b *Bridge) notices(item *spool.Item, fresh []int, dsnTaken map[int]bool) (
 		return nil, nil, err
 	}
 	return []*addition{a}, grave, nil
+}
+
+// unasked reports whether no person waits for news of a recipient: the mail was sent by a program that says so, and did not
+// ask for reports either.
+func (b *Bridge) unasked(item *spool.Item, i int) bool {
+	return item.Env.Mail.Recipients[i].Notify == 0 && bounce.AutoSubmitted(b.headerOf(item))
+}
+
+// headerOf reads the header of an own mail, its first 64 KiB at most.
+func (b *Bridge) headerOf(item *spool.Item) []byte {
+	if item.Gone {
+		return item.Header
+	}
+	r, err := b.spool.OpenBody(item.Env.ID)
+	if err != nil {
+		return item.Header
+	}
+	defer r.Close()
+	head, err := io.ReadAll(io.LimitReader(r, 64<<10))
+	if err != nil {
+		return nil
+	}
+	return bounce.HeaderOf(head)
 }
 
 // notice makes one DSN about some recipients of one of our own mails.
@@ -112,9 +135,42 @@ func (b *Bridge) explain(item *spool.Item) []string {
 		} else {
 			line += "; last heard of " + heard.UTC().Format("2006-01-02 15:04 UTC") + "."
 		}
+		if next := b.nextContact(n); next != "" && item.Legs[i].State != spool.Done {
+			line += " " + next
+		}
 		out = append(out, line)
 	}
 	return out
+}
+
+// nextContact says for people when mail for a node may go on, by the contacts on the way there.
+func (b *Bridge) nextContact(node envelope.NodeID) string {
+	p, now := b.Policy(), b.now()
+	var soonest time.Time
+	words := ""
+	for _, c := range p.Contacts {
+		if !slices.Contains(p.paths(node), c.Node) || c.Paused {
+			continue
+		}
+		switch at := c.When.next(now); {
+		case isLocal(c.URL) && c.When.Every > 0:
+			words = "A courier comes about every " + days(c.When.Every) + "."
+		case isLocal(c.URL):
+			words = "It goes on when the medium is there again."
+		case c.When.OnCall:
+			words = "It goes on when that node, or the one before it, calls."
+		case c.When.Manual:
+			words = "It goes on when an operator makes the contact."
+		case at.After(now) && (soonest.IsZero() || at.Before(soonest)):
+			soonest = at
+		case !at.After(now):
+			return "It is tried again and again."
+		}
+	}
+	if !soonest.IsZero() {
+		return "The next contact is at " + soonest.UTC().Format("2006-01-02 15:04 UTC") + "."
+	}
+	return words
 }
 
 // delayScan is how far the hourly look for delayed mail has come. It belongs to the timers.
@@ -179,7 +235,7 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 			s = envelope.Status{Code: 451, Enhanced: "4.4.1", Text: "waiting for the next contact"}
 		}
 		for _, i := range leg.Rcpts {
-			if !it.Outcomes[i].Action.Final() && bounce.Wanted(it.Env, i, envelope.ActionDelayed) {
+			if !it.Outcomes[i].Action.Final() && bounce.Wanted(it.Env, i, envelope.ActionDelayed) && !b.unasked(it, i) {
 				tell = append(tell, envelope.Outcome{Addr: it.Outcomes[i].Addr, Action: envelope.ActionDelayed, Status: s, At: now})
 			}
 		}

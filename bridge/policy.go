@@ -78,6 +78,19 @@ type When struct {
 // Window is a stretch of the week in local time, minutes from Monday 00:00, To excluded; From > To wraps around.
 type Window struct{ From, To int }
 
+// next is when a contact may begin: now, or when the next window opens.
+func (w When) next(now time.Time) time.Time {
+	if w.Open(now) {
+		return now
+	}
+	for t := now.Truncate(time.Minute); t.Sub(now) < 8*24*time.Hour; t = t.Add(time.Minute) {
+		if w.Open(t) && t.After(now) {
+			return t
+		}
+	}
+	return time.Time{}
+}
+
 // Open reports whether t lies inside one of the windows; no windows means always.
 func (w When) Open(t time.Time) bool {
 	if len(w.Windows) == 0 {

@@ -62,20 +62,15 @@ func Wanted(env *envelope.Envelope, rcpt int, action envelope.Action) bool {
 	return false
 }
 
-// AutoSubmitted reports whether a header says that no person wrote the mail: Auto-Submitted other than "no" (RFC
-// 3834), Precedence bulk, junk or list, or any List-Id. Such mail is not to be answered by further automata.
+// AutoSubmitted reports whether a header says that no person wrote the mail: Auto-Submitted other than "no" (RFC 3834).
+// Nobody waits for a report on such a mail, and a report on it may call for the next. Mail of lists is not meant: their
+// software lives by reports.
 func AutoSubmitted(header []byte) bool {
 	auto := false
 	eachField(header, func(name, value string) bool {
-		value = strings.ToLower(strings.TrimSpace(value))
-		switch strings.ToLower(name) {
-		case "auto-submitted":
-			word := strings.TrimSpace(strings.FieldsFunc(value+" ", func(r rune) bool { return r == ';' || r == '(' })[0])
-			auto = auto || word != "no"
-		case "precedence":
-			auto = auto || value == "bulk" || value == "junk" || value == "list"
-		case "list-id":
-			auto = true
+		if strings.EqualFold(name, "auto-submitted") {
+			word := strings.TrimSpace(strings.FieldsFunc(strings.ToLower(value)+" ", func(r rune) bool { return r == ';' || r == '(' })[0])
+			auto = word != "no" && word != ""
 		}
 		return !auto
 	})

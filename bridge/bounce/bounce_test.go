@@ -388,13 +388,13 @@ func TestAutoSubmitted(t *testing.T) {
 		"Auto-Submitted: auto-replied\r\n":       true,
 		"auto-submitted:\r\n auto-generated\r\n": true,
 		"AUTO-SUBMITTED: auto-notified; x=y\n\n": true,
-		"Precedence: bulk\r\n":                   true,
-		"Precedence: LIST\r\n":                   true,
+		"Precedence: bulk\r\n":                   false,
+		"Precedence: LIST\r\n":                   false,
 		"Precedence: first-class\r\n":            false,
-		"List-Id: <x.y>\r\n":                     true,
+		"List-Id: <x.y>\r\n":                     false,
 		"A: b\r\n\r\nList-Id: <x.y>\r\n":         false,
 		"A: b\r\n List-Id: <x.y>\r\n":            false,
-		"no colon\r\nPrecedence: junk":           true,
+		"no colon\r\nPrecedence: junk":           false,
 	} {
 		if got := AutoSubmitted([]byte(header)); got != want {
 			t.Errorf("%q: %v, want %v", header, got, want)
