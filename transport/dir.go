@@ -121,6 +121,9 @@ func mediumError(err error) error {
 			return fmt.Errorf("%w: %w", ErrFull, err)
 		}
 	}
+	if errors.Is(err, syscall.EROFS) {
+		return withHint(err, "the medium is read-only: what lies there was read, and what is due waits for another carrier")
+	}
 	return err
 }
 

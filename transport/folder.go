@@ -25,6 +25,7 @@ const defaultMaxSize = 64 << 30
 // FolderOptions configures a FolderLink.
 type FolderOptions struct {
 	MaxSize  int64        // larger incoming files are passed over; 0: 64 GiB
+	MaxFile  int64        // larger packets are written in parts; 0: 4 GiB - 1, what FAT32 holds
 	Log      *slog.Logger // what was passed over, and why; nil: silent
 	Progress func(Stats)  // called after each packet; nil: nobody looks
 }
@@ -143,15 +144,17 @@ func (l *FolderLink) Watch(ctx context.Context) <-chan struct{} {
 func (l *FolderLink) Run(ctx context.Context, st Station) (Stats, error) {
 	l.running.Lock()
 	defer l.running.Unlock()
-	v := &visit{FolderLink: l, f: l.f, st: st, stats: Stats{Began: time.Now()}}
+	v := &visit{FolderLink: l, st: st, stats: Stats{Began: time.Now()}}
+	folder := l.f
 	if s, ok := l.f.(Session); ok {
 		f, end, err := s.Open(ctx)
 		if err != nil {
 			return v.stats, fmt.Errorf("open carrier: %w", err)
 		}
 		defer end()
-		v.f = f
+		folder = f
 	}
+	v.f = newParts(folder, l.o.MaxFile)
 	lying, err := v.f.List(ctx, l.out) // tells also whether the medium is there
 	if ctx.Err() != nil || errors.Is(err, ErrAbsent) {
 		return v.stats, fmt.Errorf("open carrier: %w", firstErr(err, ctx.Err()))
@@ -173,7 +176,7 @@ func (l *FolderLink) Run(ctx context.Context, st Station) (Stats, error) {
 // visit is one Run.
 type visit struct {
 	*FolderLink
-	f     Folder // for this contact
+	f     *parts // for this contact
 	st    Station
 	stats Stats
 	err   error // the first
@@ -312,7 +315,7 @@ func (m *mediumReader) Read(b []byte) (int, error) {
 func (v *visit) clean(ctx context.Context, lying []Entry) error {
 	var first error
 	v.mine = make(map[string]bool)
-	sweeper, many := v.f.(Sweeper)
+	_, many := v.f.Folder.(Sweeper)
 	var done []string
 	for _, e := range lying {
 		id, err := ParseID(e.Name)
@@ -341,7 +344,7 @@ func (v *visit) clean(ctx context.Context, lying []Entry) error {
 		v.stats.Removed++
 	}
 	if len(done) > 0 {
-		if err := sweeper.RemoveAll(ctx, v.out, done); err != nil {
+		if err := v.f.RemoveAll(ctx, v.out, done); err != nil {
 			for _, name := range done {
 				v.mine[name] = true
 			}

@@ -1,9 +1,12 @@
 package transport_test
 
 import (
+	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"mochila/internal/envelope"
@@ -150,5 +153,75 @@ func TestMissingPacketsComeBack(t *testing.T) {
 	}
 	if _, err := link.Run(t.Context(), c); err == nil || c.calls != calls {
 		t.Errorf("%v, told %d times of a folder that could not be listed", err, c.calls-calls)
+	}
+}
+
+// TestDirConformsInParts: packets that are too large for one file of the medium look the same.
+func TestDirConformsInParts(t *testing.T) {
+	transporttest.TestFolder(t, func(t *testing.T) transport.Folder { d, _ := newDir(t); return transport.WholeAbove(d, 100_000) })
+}
+
+// TestTooLargeForFAT: a packet of more than a file may hold crosses the stick in parts.
+func TestTooLargeForFAT(t *testing.T) {
+	d, root := newDir(t)
+	p := transporttest.Packet(0, transporttest.Random(1, 1<<20))
+	a, b := transporttest.NewStation("ship", p), transporttest.NewStation("shore")
+	o := transport.FolderOptions{MaxFile: 300_000}
+	atShip, atShore := transport.NewFolderLink(d, ship, shore, o), transport.NewFolderLink(d, shore, ship, transport.FolderOptions{})
+	if stats, err := atShip.Run(t.Context(), a); err != nil || stats.PacketsOut != 1 || stats.Waiting != 1 {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	files, err := filepath.Glob(filepath.Join(root, "mochila", ship.String(), shore.String(), "*"))
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	late := files[2] + ".late"
+	if err := os.Rename(files[2], late); err != nil {
+		t.Fatal(err)
+	}
+	if stats, err := atShore.Run(t.Context(), b); err != nil || stats.PacketsIn != 0 || stats.Incomplete != 1 {
+		t.Fatalf("a part is missing: %+v, %v", stats, err)
+	}
+	if err := os.Rename(late, files[2]); err != nil {
+		t.Fatal(err)
+	}
+	if stats, err := atShore.Run(t.Context(), b); err != nil || stats.PacketsIn != 1 {
+		t.Fatalf("all are there: %+v, %v", stats, err)
+	}
+	transporttest.RequireReceived(t, b, p)
+	a.Finish(p.ID)
+	if stats, err := atShip.Run(t.Context(), a); err != nil || stats.Removed != 1 || stats.Waiting != 0 {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	if files, _ := filepath.Glob(filepath.Join(root, "mochila", ship.String(), shore.String(), "*")); len(files) != 0 {
+		t.Errorf("left: %q", files)
+	}
+}
+
+// readOnly is a medium that cannot be written, such as a CD or a snapshot.
+type readOnly struct{ transport.Folder }
+
+func (readOnly) Put(context.Context, string, string, int64, io.Reader) error { return syscall.EROFS }
+
+func (readOnly) Remove(context.Context, string, string) error { return syscall.EROFS }
+
+// TestReadOnlyMedium: what lies there is taken, what is due stays due.
+func TestReadOnlyMedium(t *testing.T) {
+	d, _ := newDir(t)
+	there := transporttest.Packet(0, transporttest.Random(1, 5000))
+	if _, err := transport.NewFolderLink(d, shore, ship, transport.FolderOptions{}).Run(t.Context(), transporttest.NewStation("shore", there)); err != nil {
+		t.Fatal(err)
+	}
+	own := transporttest.Packet(0, transporttest.Random(2, 5000))
+	st := transporttest.NewStation("ship", own)
+	_, err := transport.NewFolderLink(readOnly{d}, ship, shore, transport.FolderOptions{}).Run(t.Context(), st)
+	if !errors.Is(err, syscall.EROFS) || st.Left() != 1 {
+		t.Errorf("%v, %d packets are left", err, st.Left())
+	}
+	transporttest.RequireReceived(t, st, there)
+	// with nothing to write it is no trouble at all
+	st = transporttest.NewStation("ship")
+	if _, err := transport.NewFolderLink(readOnly{d}, ship, shore, transport.FolderOptions{}).Run(t.Context(), st); err != nil {
+		t.Error(err)
 	}
 }
