@@ -36,6 +36,7 @@ var below = map[string][]string{
 	"transport/sftp":        {"transport"},
 	"transport/dav":         {"transport"},
 	"transport/rclone":      {"transport"},
+	"transport/courier":     {"transport", "internal/envelope"},
 	"transport/all":         {"transport/..."},
 	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},

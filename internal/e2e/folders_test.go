@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -145,5 +146,42 @@ func TestScenarioRclone(t *testing.T) {
 		m := newMischief(t, r.Dir)
 		m.any = true
 		return joined{camp: side{url: url}, hub: side{url: url}, harm: m.harm}
+	}})
+}
+
+// TestScenarioSyncthing: two instances of the real Syncthing, and files get lost and damaged at one of them.
+func TestScenarioSyncthing(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
+		a, b := t.TempDir(), t.TempDir()
+		for _, dir := range []string{a, b} {
+			if err := os.WriteFile(filepath.Join(dir, ".stignore"), []byte("(?d).tmp-*\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		peertest.StartSyncthing(t, a, b)
+		here, there := newMischief(t, a), newMischief(t, b)
+		return joined{
+			camp: side{url: carrierRecipe(t, "syncthing.toml", "/srv/sync/mochila", a)},
+			hub:  side{url: carrierRecipe(t, "syncthing.toml", "/srv/sync/mochila", b)},
+			harm: func(r *rand.Rand) int { return here.harm(r) + there.harm(r) },
+		}
+	}})
+}
+
+// TestScenarioCourier: each node has a stick of its own, and a machine without keys carries between them, with a pouch
+// that is on the way all the time.
+func TestScenarioCourier(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, camp, _ *node) joined {
+		a, b, pouch := t.TempDir(), t.TempDir(), t.TempDir()
+		left, right := newMischief(t, a), newMischief(t, b)
+		return joined{camp: side{url: "dir:" + a}, hub: side{url: "dir:" + b},
+			carry: func() {
+				out, err := exec.Command(program("mochila"), "--home", "/nonexistent", "courier", a, pouch, b).CombinedOutput()
+				if err != nil {
+					t.Errorf("mochila courier: %v: %s", err, out)
+				}
+			},
+			harm: func(r *rand.Rand) int { return left.harm(r) + right.harm(r) },
+		}
 	}})
 }
