@@ -55,7 +55,7 @@ func dial(ctx context.Context, network, addr string, lmtp bool, o *Options) (*cl
 	c.r = bufio.NewReaderSize(nc, maxReplyLine)
 	c.w = bufio.NewWriterSize((*blockWriter)(c), 64<<10)
 	defer onDone(ctx, c.cancel)()
-	if err := c.greet(); err != nil {
+	if err := c.begin(ctx); err != nil {
 		c.nc.Close()
 		var refused *down
 		if !errors.As(err, &refused) {
@@ -66,12 +66,31 @@ func dial(ctx context.Context, network, addr string, lmtp bool, o *Options) (*cl
 	return c, nil
 }
 
+// begin brings a new connection to where a mail may be sent.
+func (c *client) begin(ctx context.Context) error {
+	h := c.o.host
+	if h != nil && h.implicit {
+		if err := h.wrap(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := c.greet(); err != nil || h == nil {
+		return err
+	}
+	return h.secure(ctx, c)
+}
+
 // greet reads the greeting and learns what the server can do. A refusal is never final here, whatever its code: it
 // says nothing about a mail.
 func (c *client) greet() error {
 	if err := c.expect("", 220); err != nil {
 		return err
 	}
+	return c.hello()
+}
+
+// hello says EHLO, LHLO or HELO.
+func (c *client) hello() error {
 	hello := "EHLO "
 	if c.lmtp {
 		hello = "LHLO "

@@ -209,8 +209,8 @@ func TestNewErrors(t *testing.T) {
 	for via, want := range map[string]string{
 		"":                        "needs a kind",
 		"localhost":               "needs a kind",
-		"smtps:mx.example:465":    "smtps is not supported in this version; use one of smtp:HOST:PORT",
-		"submission:ana@hub":      "submission is not supported in this version",
+		"smtps:@mx.example":       "the user in front of @ is missing",
+		"submission:a/b@hub":      "cannot be the name of a file with a password",
 		"uucp:x":                  `unknown kind "uucp"`,
 		"smtp:localhost":          "is not HOST:PORT",
 		"smtp::25":                "is not HOST:PORT",

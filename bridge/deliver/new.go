@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -21,6 +22,10 @@ type Options struct {
 	FS       durable.FS // for Maildirs; nil = the real file system
 	MaxConns int        // connections at once to one SMTP or LMTP server, 20; more callers wait
 	MaxRcpts int        // recipients in one transaction, 100 (RFC 5321 section 4.5.3.1.8); a server's RCPTMAX counts too
+
+	RootCAs *x509.CertPool // for the certificates of smtps and submission; nil = the system's
+
+	host *smarthost // of an smtps or submission delivery
 
 	// Time limits, with RFC 5321 section 4.5.3.2 in mind.
 	Connect time.Duration // to open a connection, 30 s
@@ -74,11 +79,14 @@ func safeHelo(s string) bool {
 }
 
 // kinds is what New understands, for its errors.
-const kinds = "smtp:HOST:PORT, lmtp:HOST:PORT, lmtp:/path, maildir:/path/%u, sendmail:/path, pipe:/path, bsmtp:/path, uux:SITE!rsmtp"
+const kinds = "smtp:HOST:PORT, smtps:USER@HOST, submission:USER@HOST, lmtp:HOST:PORT, lmtp:/path, maildir:/path/%u, sendmail:/path, pipe:/path, bsmtp:/path, uux:SITE!rsmtp"
 
 // New opens a delivery by its via URL: one of
 //
 //	smtp:HOST:PORT      an SMTP server
+//	smtps:[USER@]HOST[:PORT]       one that speaks TLS from the start, on port 465; USER's password is the first line
+//	                               of the file secrets/USER@HOST below Home
+//	submission:[USER@]HOST[:PORT]  the same with STARTTLS, which must succeed, on port 587
 //	lmtp:HOST:PORT      an LMTP server over TCP
 //	lmtp:/path          an LMTP server behind a unix socket
 //	maildir:/path/%u    a Maildir for each recipient: %u local part, %d domain, %% a percent sign
@@ -116,7 +124,7 @@ func New(via string, o Options) (Transport, error) {
 	case "uux":
 		t, err = newUUX(rest, o)
 	case "smtps", "submission":
-		err = fmt.Errorf("%s is not supported in this version; use one of %s", kind, kinds)
+		t, err = newSmarthost(kind == "smtps", rest, o)
 	default:
 		err = fmt.Errorf("unknown kind %q; use one of %s", kind, kinds)
 	}

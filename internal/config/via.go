@@ -9,6 +9,8 @@ import (
 // viaSchemes are the ways to hand mail to the local mail system, with what follows the colon.
 var viaSchemes = []struct{ name, form string }{
 	{"smtp", "smtp:127.0.0.1:10026"},
+	{"smtps", "smtps:USER@mail.example"},
+	{"submission", "submission:USER@mail.example"},
 	{"lmtp", "lmtp:/run/dovecot/lmtp or lmtp:127.0.0.1:24"},
 	{"maildir", "maildir:/srv/mail/%u"},
 	{"sendmail", "sendmail:/usr/sbin/sendmail"},
@@ -47,14 +49,13 @@ func checkVia(via string) (host, hint string, ok bool) {
 			if strings.Contains(rest, "/") {
 				return "", hint, true
 			}
+		case "smtps", "submission":
+			return "", hint, checkSmarthost(rest)
 		}
 		if err := checkHostPort(rest); err != nil || strings.HasPrefix(rest, ":") {
 			return "", hint, false
 		}
 		return rest, "", true
-	}
-	if m != nil && (m[1] == "smtps" || m[1] == "submission") {
-		return "", "this version speaks no TLS to mail servers: deliver to the one on this machine", false
 	}
 	if m != nil {
 		if s := nearest(m[1], names); s != "" {
@@ -62,6 +63,20 @@ func checkVia(via string) (host, hint string, ok bool) {
 		}
 	}
 	return "", "it begins with one of " + strings.Join(names, ": ") + ":", false
+}
+
+// checkSmarthost looks at [USER@]HOST[:PORT].
+func checkSmarthost(s string) bool {
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		if i == 0 || strings.ContainsAny(s[:i], "/ \t") {
+			return false
+		}
+		s = s[i+1:]
+	}
+	if s == "" || strings.ContainsAny(s, "/ \t") {
+		return false
+	}
+	return !strings.Contains(s, ":") || strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") || checkHostPort(s) == nil && s[0] != ':'
 }
 
 // viaBelow makes the relative path of a deliver URL start at dir.
