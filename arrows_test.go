@@ -38,6 +38,7 @@ var below = map[string][]string{
 	"transport/rclone":      {"transport"},
 	"transport/courier":     {"transport", "internal/envelope"},
 	"transport/all":         {"transport/..."},
+	"transport/serial":      {"transport"},
 	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},
 	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},

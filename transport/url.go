@@ -38,9 +38,17 @@ func (c Carrier) Link(o LinkOptions) Link {
 		return NewFolderLink(c.Folder, o.Self, o.Peer,
 			FolderOptions{MaxSize: o.Stream.MaxSize, Log: log, Progress: o.Stream.Progress})
 	case c.Dialer != nil:
+		if t, ok := c.Dialer.(Tuner); ok {
+			o.Stream = t.Tune(o.Stream)
+		}
 		return NewStreamLink(c.Dialer, o.Stream)
 	}
 	return NewSubmitLink(c.Submitter, SubmitOptions{Log: log, Progress: o.Stream.Progress})
+}
+
+// Tuner is a Dialer whose line wants other options than a network does: a slow one, say.
+type Tuner interface {
+	Tune(o StreamOptions) StreamOptions
 }
 
 // Scheme is one kind of carrier URL.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -287,6 +288,12 @@ func (d *daemon) listenSubmission(ctx context.Context) error {
 
 func (d *daemon) listenLinks(ctx context.Context) error {
 	for _, addr := range d.config().Link.Listen {
+		if strings.HasPrefix(addr, "serial:") {
+			if err := d.listenSerial(ctx, addr); err != nil {
+				return err
+			}
+			continue
+		}
 		ln, err := d.sockets.listen(addr)
 		if err != nil {
 			return &Error{Message: fmt.Sprintf("listen for neighbours on %s: %v", addr, err), Hint: "change [link] listen", Exit: ExitUnavailable}

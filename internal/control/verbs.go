@@ -525,6 +525,13 @@ func (n *Node) check() *CheckReport {
 				r.Problems = append(r.Problems, fmt.Sprintf("contact %s: %v", c.Name, err))
 			}
 		}
+		for _, a := range cfg.Link.Listen {
+			if strings.HasPrefix(a, "serial:") {
+				if _, err := all.Parse(a); err != nil {
+					r.Problems = append(r.Problems, fmt.Sprintf("[link] listen: %v", err))
+				}
+			}
+		}
 		if _, err := n.policy(cfg); err != nil {
 			r.Problems = append(r.Problems, err.Error())
 		}

@@ -7,12 +7,13 @@ import (
 	"mochila/transport/dav"
 	"mochila/transport/rclone"
 	"mochila/transport/s3"
+	"mochila/transport/serial"
 	"mochila/transport/sftp"
 )
 
 // Schemes is the list.
 func Schemes() []transport.Scheme {
-	list := append(transport.Schemes(), s3.Scheme, sftp.Scheme)
+	list := append(transport.Schemes(), s3.Scheme, serial.Scheme(), sftp.Scheme)
 	list = append(list, dav.Schemes()...)
 	return append(list, rclone.Scheme)
 }
