@@ -130,6 +130,48 @@ run camp mochila sync $top/camp/usb
 check mailbox report -maildir $top/camp/mail nobody@hub.example
 run camp mailq
 
+say "Three jobs for hub, one trip each. They arrive as 3, 1, 2, and run as 1, 2, 3"
+cat >>$top/hub/mochila.toml <<END
+
+[[handler]]
+name = "count"
+command = ["/bin/sh", "-c", "read line; echo \"\$MOCHILA_SEQ \$line\" >>ran; echo \"number \$MOCHILA_SEQ ran as job \$(wc -l <ran)\""]
+allow = ["camp:demo"]
+dir = "."
+END
+tell "hub lets camp's channel \"demo\" run one program, by the name of count."
+mkdir -p $top/pouch
+for n in 1 2 3; do
+	find $top/camp/usb -type f >$top/before
+	printf 'job %s\n' $n | MOCHILA_HOME=$top/camp mochila run hub --channel demo -- count >$top/out || fail "run"
+	sed -e "s/^/   ${dim}camp\$ echo job $n | mochila run hub --channel demo -- count$off   /" $top/out
+	quiet camp mochila sync $top/camp/usb
+	mkdir $top/pouch/$n
+	find $top/camp/usb -type f | grep -vxF -f $top/before | while read -r f; do # this trip's packets, in an envelope of their own
+		to=$top/pouch/$n/${f#$top/camp/usb/}
+		mkdir -p "$(dirname "$to")"
+		cp "$f" "$to"
+	done
+done
+for n in 3 1 2; do
+	mkdir -p $top/hub/usb
+	cp -r $top/pouch/$n/. $top/hub/usb/
+	quiet hub mochila sync $top/hub/usb
+	tell "number $n arrives; run so far: $(cut -d ' ' -f 1 $top/hub/ran 2>/dev/null | tr '\n' ' ')"
+done
+[ "$(cat $top/hub/ran)" = "1 job 1
+2 job 2
+3 job 3" ] || fail "the jobs ran in another order: $(cat $top/hub/ran)"
+run hub mochila jobs list --channels
+tell "The results travel back to camp:"
+cp -r $top/hub/usb/. $top/camp/usb/
+quiet camp mochila sync $top/camp/usb
+MOCHILA_HOME=$top/camp mochila jobs list --ended --channel demo --json >$top/ended || fail "jobs list"
+for id in $(sed -n 's/.*"id":"\([0-9A-V]*\)".*/\1/p' $top/ended); do
+	run camp mochila jobs show "$id" --stdout
+done
+[ "$(grep -c '"state":"done","exit":0' $top/ended)" = 3 ] || fail "not every result has come back"
+
 say "The life of one mail"
 id=$(sed -n 's/^\([0-9A-Z]\{20,\}\).*/\1/p' $top/queue | head -n 1)
 run camp mochila trace "$id"
