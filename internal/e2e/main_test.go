@@ -12,13 +12,15 @@ import (
 	"time"
 
 	"mochila/bridge/jobs/builtin"
+	"mochila/bridge/jobs/handler"
 )
 
 // bin is the folder with the programs under test, built once.
 var bin string
 
 func TestMain(m *testing.M) {
-	builtin.Main() // daemons in this process start this binary for their built-in handlers
+	handler.ShimMain() // … and for handlers with limits
+	builtin.Main()     // daemons in this process start this binary for their built-in handlers
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		f.Value.Set("8") // what runs in parallel here waits most of the time: for timers, contacts and other programs
