@@ -30,8 +30,9 @@ var below = map[string][]string{
 	"internal/submit/frame": {"internal/envelope", "internal/submit"},
 	"spool":                 {"internal/envelope", "internal/durable"},
 	"spool/maildrop":        {"internal/envelope", "internal/durable", "internal/submit/..."},
-	"transport":             {"internal/envelope", "internal/durable", "transport/letter"}, // for labels: it knows neither mail nor keys
+	"transport":             {"internal/envelope", "internal/durable", "transport/letter", "transport/fspl"}, // for labels: it knows neither mail nor keys
 	"transport/letter":      {"internal/durable"},
+	"transport/fspl":        {"internal/durable"},
 	"transport/s3":          {"transport"},
 	"transport/sftp":        {"transport"},
 	"transport/dav":         {"transport"},
