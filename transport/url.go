@@ -72,6 +72,7 @@ func Schemes() []Scheme {
 		{"exec", "exec:ssh hub mochila receive", parseExec},
 		{"nncp", "nncp:hub", parseNNCP},
 		{"uucp", "uucp:hub", parseUUCP},
+		{"fspl", "fspl:/srv/sync/to-hub", parseFspl},
 		{"mail", "mail:mochila@hub.example?from=mochila@camp.example", parseMail},
 	}
 }
