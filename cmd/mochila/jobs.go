@@ -22,6 +22,7 @@ number that is missing, at a barrier, and at a job that failed (unless its handl
 at the node where the jobs run. Ids may be cut to a unique beginning.`,
 	})
 	c.AddCommand(a.jobsListCmd(), a.jobsShowCmd(), a.jobsLogCmd(), a.jobsMailCmd())
+	c.AddCommand(a.jobsImportCmd(), a.jobsExportCmd())
 	for _, v := range []struct{ verb, use, short, long, done string }{
 		{"retry", "ID…", "start jobs again that failed", "At the node where they run.\nThe channel stands at such a job; dead letters and jobs that wait for their next try go at once.", "to be tried again"},
 		{"skip", "ID…|NODE:CHANNEL", "pass over the job that a channel stands at, or over missing numbers", "At the node where they run.\nWhat is known of the job becomes its outcome. With NODE:CHANNEL the missing numbers in front of the first job that is\nhere are passed over; what comes later for them is not started.", "passed over"},
