@@ -394,6 +394,19 @@ func (p *Postfix) Mails(addr string) [][]byte {
 	return mails
 }
 
+// Files lists the mails of a mailbox, for whoever takes them out.
+func (p *Postfix) Files(addr string) (paths []string) {
+	p.t.Helper()
+	for _, sub := range []string{"new", "cur"} {
+		found, err := filepath.Glob(filepath.Join(p.path("mail"), boxPath(addr), sub, "*"))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		paths = append(paths, found...)
+	}
+	return paths
+}
+
 // Count is how many mails a mailbox has.
 func (p *Postfix) Count(addr string) int {
 	p.t.Helper()

@@ -1,7 +1,6 @@
 package peertest
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -117,18 +116,24 @@ func (u *UUCP) Command(name, program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Move lets the first site call the second one, which moves what is queued both ways, and runs what came at both.
-// What the programs say is returned: a command that failed is no failure of the test.
-func (u *UUCP) Move() string {
-	var said bytes.Buffer
-	for _, c := range []struct {
-		name, program string
-		args          []string
-	}{{u.names[0], "uucico", []string{"-f", "-s", u.names[1]}}, {u.names[1], "uuxqt", nil}, {u.names[0], "uuxqt", nil}} {
-		out, err := u.Command(c.name, c.program, c.args...).CombinedOutput()
-		fmt.Fprintf(&said, "%s at %s: %v: %s\n", c.program, c.name, err, out)
-	}
-	return said.String()
+// Move is Call and Execute. What the programs say is returned: a command that failed is no failure of the test.
+func (u *UUCP) Move() string { return u.Call() + u.Execute() }
+
+// Call lets the first site call the second one, which moves what is queued both ways.
+func (u *UUCP) Call() string { return u.run(u.names[0], "uucico", "-f", "-s", u.names[1]) }
+
+// Execute runs what came, at both sites.
+func (u *UUCP) Execute() string { return u.run(u.names[1], "uuxqt") + u.run(u.names[0], "uuxqt") }
+
+func (u *UUCP) run(name, program string, args ...string) string {
+	out, err := u.Command(name, program, args...).CombinedOutput()
+	return fmt.Sprintf("%s at %s: %v: %s\n", program, name, err, out)
+}
+
+// Data lists the data that has come for commands at a site and was not run yet.
+func (u *UUCP) Data(name string) []string {
+	found, _ := filepath.Glob(u.path(name, "spool/*/D./*"))
+	return found
 }
 
 // Failed lists the commands that uuxqt gave up at a site.
