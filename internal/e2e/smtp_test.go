@@ -124,6 +124,7 @@ type sink struct {
 	Addr string
 	// Refuse, if set, answers RCPT; "" accepts.
 	Refuse func(rcpt string) string
+	LMTP   bool // a verdict for each recipient
 
 	ln net.Listener
 	wg sync.WaitGroup
@@ -215,7 +216,11 @@ func (s *sink) dialog(c net.Conn) {
 		line = strings.TrimRight(line, "\r\n")
 		verb, rest, _ := strings.Cut(line, " ")
 		switch strings.ToUpper(verb) {
-		case "EHLO":
+		case "EHLO", "LHLO":
+			if s.LMTP != (strings.EqualFold(verb, "LHLO")) {
+				say("500 5.5.1 wrong protocol")
+				continue
+			}
 			say("250-sink.test\r\n250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
 		case "XFORWARD":
 			m.Xforward = append(m.Xforward, rest)
@@ -255,6 +260,9 @@ func (s *sink) dialog(c net.Conn) {
 			s.mails = append(s.mails, m)
 			s.mu.Unlock()
 			ok := say("250 2.0.0 taken")
+			for i := 1; i < len(m.Rcpt) && s.LMTP; i++ {
+				ok = say("250 2.0.0 taken") && ok
+			}
 			s.mu.Lock()
 			s.mails[k].Confirmed = ok
 			s.mu.Unlock()
