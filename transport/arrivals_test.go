@@ -30,7 +30,7 @@ func TestNNCPConforms(t *testing.T) {
 // TestNNCPCommandLine: everything is in the packet, nothing in the arguments; niceness follows the class.
 func TestNNCPCommandLine(t *testing.T) {
 	dir := t.TempDir()
-	echo := fakeSendmail(t, dir, `cat >/dev/null; echo "$@" >%s/args; : %s`)
+	echo := fakeSendmail(t, dir, `cat >/dev/null; printf '%%s\n' "$*" >%s/args; : %s`)
 	p := transporttest.Packet(9, []byte("x"))
 	for _, c := range []struct {
 		o    transport.NNCPOptions

@@ -21,7 +21,7 @@ func TestUUCPConforms(t *testing.T) {
 
 func TestUUCPCommandLine(t *testing.T) {
 	dir := t.TempDir()
-	echo := fakeSendmail(t, dir, `cat >/dev/null; echo "$@" >%s/args; : %s`)
+	echo := fakeSendmail(t, dir, `cat >/dev/null; printf '%%s\n' "$*" >%s/args; : %s`)
 	conf := filepath.Join(dir, "config")
 	if err := os.WriteFile(conf, []byte("# comment\nspool "+dir+"\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ type Box struct {
 	held  map[string]*packet // by key
 	bytes int64
 	done  map[string]time.Time // taken lately: late copies of their parts are not kept
+	swept time.Time            // when what was too old was dropped last
 }
 
 // BoxOptions bound a Box; the zero value takes the defaults.
@@ -136,6 +137,9 @@ func (b *Box) load(name string) error {
 func (b *Box) Keep(p Part, data io.Reader) (whole bool, err error) {
 	k, s := key(p), span{p.Offset, p.Length}
 	b.mu.Lock()
+	if b.o.Now().Sub(b.swept) > time.Hour {
+		b.sweep()
+	}
 	_, done := b.done[k]
 	h := b.held[k]
 	have := h != nil && slices.Contains(h.spans, s)
@@ -323,11 +327,17 @@ func (b *Box) Waiting() (packets int, bytes int64) {
 	return len(b.held), b.bytes
 }
 
-// Expire drops what has waited too long.
+// Expire drops what has waited too long; Keep does it now and then.
 func (b *Box) Expire() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.sweep()
+}
+
+// sweep is Expire. The mutex is held.
+func (b *Box) sweep() {
 	now := b.o.Now()
+	b.swept = now
 	for k, h := range b.held {
 		if now.Sub(h.used) > b.o.Age {
 			b.drop(k)
