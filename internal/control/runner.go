@@ -169,6 +169,7 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	if h.Builtin != "" {
 		b := builtinOf(h)
 		b.Peer = s.Peer
+		spec.Dir = "/" // they need none, and their user may not be able to enter the node's folders
 		if spec.Command, err = b.Command(); err != nil {
 			return no(false, "%v", err)
 		}

@@ -390,3 +390,53 @@ func TestSendMemory(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 }
+
+// TestBuiltinUser: built-in handlers run as another user and under limits like any other, in a node whose folders that
+// user cannot enter.
+func TestBuiltinUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can run handlers as another user")
+	}
+	c := newCouple(t)
+	inbox := shortDir(t)
+	if err := os.Chmod(inbox, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	c.hub.configure(fmt.Sprintf(`name = "hub"
+[[handler]]
+builtin = "file"
+allow = ["camp:*"]
+folders = ["%s/%%n"]
+user = "nobody"
+limit_files = 50
+limit_cpu = "1m"
+[[handler]]
+builtin = "get"
+allow = ["camp:*"]
+folders = [%q, "/root"]
+user = "nobody"
+`, inbox, inbox))
+	sent := ticket(c.camp.must("send", "builtin_test.go", "hub:"))
+	out, err := c.camp.command("get", "hub:/root").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	denied := ticket(string(out))
+	c.camp.must("sync")
+	c.hub.must("sync")
+	c.camp.must("sync")
+	if s := c.state(sent); s != "done" {
+		t.Fatalf("the file is %s: %s", s, c.camp.must("jobs", "show", sent))
+	}
+	fi, err := os.Stat(filepath.Join(inbox, "camp", "builtin_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := fi.Sys().(*syscall.Stat_t).Uid; uid == 0 {
+		t.Error("the file belongs to root")
+	}
+	if s := c.camp.must("jobs", "show", denied); !strings.Contains(s, "failed") {
+		t.Errorf("root's folder: %s", s)
+	}
+}

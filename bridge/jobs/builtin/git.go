@@ -12,17 +12,13 @@ import (
 
 // git does a push or a fetch. What comes back is a repo.Answer, whatever the exit status is.
 func (s Settings) git(args []string, p *Process) error {
-	work, err := os.Getwd()
-	if err != nil {
-		return failure(err, exitTemp, "working directory: %v", err)
-	}
 	dir, err := s.repository(args[1])
 	if err != nil {
 		return err
 	}
 	if args[0] == "fetch" {
 		out := &capped{w: p.Out, left: s.Output}
-		if err = repo.ServeFetch(dir, work, p.In, out); out.full {
+		if err = repo.ServeFetch(dir, p.In, out); out.full {
 			return failure(nil, exitData, "it is more than the %d bytes that this handler gives (output)", s.Output)
 		}
 		return passing(err)
@@ -31,7 +27,7 @@ func (s Settings) git(args []string, p *Process) error {
 	for _, r := range s.Push {
 		rules.Push = append(rules.Push, strings.ReplaceAll(r, PeerMark, s.Peer))
 	}
-	a, err := repo.ServePush(dir, work, rules, p.In, p.Out)
+	a, err := repo.ServePush(dir, rules, p.In, p.Out)
 	switch {
 	case err != nil:
 		return passing(err)

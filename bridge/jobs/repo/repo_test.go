@@ -104,7 +104,7 @@ func (p *pair) serve(stream []byte) (*Answer, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err := ServePush(dir, p.t.TempDir(), p.rules, bytes.NewReader(stream), &out)
+	a, err := ServePush(dir, p.rules, bytes.NewReader(stream), &out)
 	if err == nil {
 		p.git(p.there, "fsck", "--strict")
 	}
@@ -309,7 +309,7 @@ func TestFetch(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		if err := ServeFetch(p.there, t.TempDir(), &in, &out); err != nil {
+		if err := ServeFetch(p.there, &in, &out); err != nil {
 			t.Fatal(err)
 		}
 		return out.Bytes()
@@ -450,7 +450,7 @@ func TestKilledPush(t *testing.T) {
 func FuzzHeader(f *testing.F) {
 	f.Add([]byte(magic + "\nupdate " + Zero + " " + strings.Repeat("a", 40) + " refs/heads/x\n\nrest"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, err := ServePush("/nonexistent", "/nonexistent", Rules{Push: []string{"refs/*"}, Force: true}, bytes.NewReader(b), io.Discard)
+		_, err := ServePush("/nonexistent", Rules{Push: []string{"refs/*"}, Force: true}, bytes.NewReader(b), io.Discard)
 		if err == nil {
 			t.Error("a push into nothing")
 		}

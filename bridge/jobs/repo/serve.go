@@ -77,11 +77,12 @@ func Find(folder, name string) (string, error) {
 // server is one job at the node that has the repository.
 type server struct {
 	git  *Git
-	work string // an empty folder
+	work string // an empty folder in the git directory
 }
 
-// open takes the repository for this job alone, as far as jobs are concerned.
-func open(gitDir, work string) (*server, func(), error) {
+// open takes the repository for this job alone, as far as jobs are concerned. It works in a folder of the git directory:
+// that is where its user may write, whatever the node's own folders are.
+func open(gitDir string) (*server, func(), error) {
 	f, err := os.OpenFile(filepath.Join(gitDir, "mochila.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("lock the repository: %w", err)
@@ -90,7 +91,16 @@ func open(gitDir, work string) (*server, func(), error) {
 		f.Close()
 		return nil, nil, fmt.Errorf("lock the repository: %w", err)
 	}
-	return &server{git: &Git{Dir: gitDir}, work: work}, func() { f.Close() }, nil
+	work := filepath.Join(gitDir, "mochila.work")
+	err = os.RemoveAll(work) // of a job that was killed
+	if err == nil {
+		err = os.Mkdir(work, 0o700)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, fmt.Errorf("make a folder to work in: %w", err)
+	}
+	return &server{git: &Git{Dir: gitDir}, work: work}, func() { os.RemoveAll(work); f.Close() }, nil
 }
 
 // heads lists what others may see.
@@ -133,7 +143,7 @@ func header(in *bufio.Reader, each func(word, rest string) error) error {
 }
 
 // ServePush does what a push asks for. A push that cannot be done is no error: the answer says why, and Status is not ok.
-func ServePush(gitDir, work string, rules Rules, in io.Reader, out io.Writer) (*Answer, error) {
+func ServePush(gitDir string, rules Rules, in io.Reader, out io.Writer) (*Answer, error) {
 	r := bufio.NewReaderSize(in, 64<<10)
 	var updates []Update
 	seen := map[string]bool{}
@@ -161,7 +171,7 @@ func ServePush(gitDir, work string, rules Rules, in io.Reader, out io.Writer) (*
 			return nil, fmt.Errorf("%w: forcing or deleting %q (force = true)", ErrDenied, u.Ref)
 		}
 	}
-	s, done, err := open(gitDir, work)
+	s, done, err := open(gitDir)
 	if err != nil {
 		return nil, err
 	}
@@ -373,7 +383,7 @@ func (s *server) unlock() error {
 }
 
 // ServeFetch gives the refs, and a bundle of what the other side lacks.
-func ServeFetch(gitDir, work string, in io.Reader, out io.Writer) error {
+func ServeFetch(gitDir string, in io.Reader, out io.Writer) error {
 	var have []string
 	err := header(bufio.NewReaderSize(in, 64<<10), func(word, rest string) error {
 		if word != "have" {
@@ -385,7 +395,7 @@ func ServeFetch(gitDir, work string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s, done, err := open(gitDir, work)
+	s, done, err := open(gitDir)
 	if err != nil {
 		return err
 	}
@@ -424,7 +434,7 @@ func ServeFetch(gitDir, work string, in io.Reader, out io.Writer) error {
 	if len(refs) == 0 {
 		return nil
 	}
-	file := filepath.Join(work, "out.bundle")
+	file := filepath.Join(s.work, "out.bundle")
 	some, err := side.bundle(file, refs, not)
 	if err != nil || !some {
 		return err
