@@ -140,23 +140,40 @@ func (n *Node) totals() (count int, bytes int64, err error) {
 	return count, bytes, err
 }
 
-// eachItem walks the queue page by page.
+// eachItem walks the queue page by page; the next page is read while fn works on one.
 func (n *Node) eachItem(ctx context.Context, f queueFilter, fn func(QueueItem) error) error {
 	f.limit = 500
-	words := n.words()
-	for ctx.Err() == nil {
-		items, more, err := n.spool.List(f.query())
-		if err != nil {
-			return err
+	type page struct {
+		items []*spool.Item
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	pages := make(chan page, 1)
+	go func() {
+		defer close(pages)
+		for more := true; more && ctx.Err() == nil; {
+			var p page
+			p.items, more, p.err = n.spool.List(f.query())
+			if more = more && p.err == nil && len(p.items) > 0; more {
+				f.after = p.items[len(p.items)-1].Env.ID
+			}
+			pages <- p
 		}
-		for _, it := range items {
-			f.after = it.Env.ID
+	}()
+	defer func() { // the reader is gone before its spool may be closed
+		cancel()
+		for range pages {
+		}
+	}()
+	words := n.words()
+	for p := range pages {
+		if p.err != nil {
+			return p.err
+		}
+		for _, it := range p.items {
 			if err := fn(words.queueItem(it)); err != nil {
 				return err
 			}
-		}
-		if !more || len(items) == 0 {
-			return nil
 		}
 	}
 	return ctx.Err()
