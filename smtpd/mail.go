@@ -112,7 +112,7 @@ func (c *conn) rcptTo(args string) {
 // checkRcpt asks whether this client may send to r, then the Acceptor.
 func (c *conn) checkRcpt(r *envelope.Recipient) error {
 	if !c.mayRelay() && (c.srv.OpenTo == nil || !c.srv.OpenTo(r.Addr)) {
-		return envelope.NewStatus(550, "5.7.1", "relaying denied")
+		return envelope.NewStatus(550, "5.7.1", relayDenied)
 	}
 	return c.srv.Acceptor.Rcpt(c.ctx, c.mail, r)
 }

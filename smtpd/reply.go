@@ -74,7 +74,7 @@ func (c *conn) refusal(err error) *envelope.Status {
 
 // reject logs a refusal in the words of Postfix.
 func (c *conn) reject(what string, st *envelope.Status, rcpt string) {
-	line := "NOQUEUE: reject: " + what + " from " + c.who() + ": " + st.String() + ";"
+	line := "NOQUEUE: reject: " + what + " from " + c.who() + ": " + inPostfixWords(what, st, rcpt) + ";"
 	if c.mail != nil {
 		line += " from=<" + c.mail.Sender + ">"
 	}
@@ -83,4 +83,20 @@ func (c *conn) reject(what string, st *envelope.Status, rcpt string) {
 	}
 	line += " proto=" + c.proto() + " helo=<" + c.helo + ">"
 	c.srv.log.Warn(printable(line, 2000))
+}
+
+// relayDenied is what a client hears that may not send to a recipient: in these words because tools count it by them.
+const relayDenied = "Relay access denied"
+
+// inPostfixWords is a refusal as Postfix would log it: tools look for what was refused there, and for these words.
+func inPostfixWords(what string, st *envelope.Status, addr string) string {
+	if what != "RCPT" || st.Code == 0 {
+		return st.String()
+	}
+	s := *st
+	if s.Text != relayDenied {
+		s.Text = "Recipient address rejected: " + s.Text
+	}
+	s.Text = "<" + addr + ">: " + s.Text
+	return s.String()
 }
