@@ -24,6 +24,7 @@ type logOptions struct {
 	level   slog.Level
 	journal bool   // <N> priorities and no time, for systemd
 	short   bool   // neither time nor host nor process: for a person who asked to see it
+	program string // default mochila
 	host    string // default: the machine's
 	pid     int    // default: the process's
 }
@@ -65,6 +66,9 @@ func newMailLog(w io.Writer, o logOptions) *mailLog {
 		if err != nil || o.host == "" {
 			o.host = "localhost"
 		}
+	}
+	if o.program == "" {
+		o.program = "mochila"
 	}
 	if o.pid == 0 {
 		o.pid = os.Getpid()
@@ -134,7 +138,7 @@ func (l *mailLog) Handle(_ context.Context, r slog.Record) error {
 	default:
 		b = append(b, s.stampOf(r.Time)...)
 	}
-	b = append(b, "mochila/"...)
+	b = append(append(b, l.opt.program...), '/')
 	if service == "" {
 		service = "bridge"
 	}

@@ -169,3 +169,13 @@ func BenchmarkLog(b *testing.B) {
 		l.Info("06H0FOAU8PEQNF603CUHENQ5LS: to=<ana@camp.example>, relay=127.0.0.1[127.0.0.1]:25, delay=0.31, delays=0.3/0/0/0.01, dsn=2.0.0, status=sent (250 2.0.0 ok)", "service", "smtp")
 	}
 }
+
+// TestLogName: lines may have another program's name in front.
+func TestLogName(t *testing.T) {
+	var b bytes.Buffer
+	l := newMailLog(&b, logOptions{program: "postfix", host: "h", pid: 7})
+	slog.New(l).Info("connect from x[192.0.2.1]", "service", "smtpd")
+	if err := l.Close(); err != nil || !strings.HasSuffix(b.String(), " h postfix/smtpd[7]: connect from x[192.0.2.1]\n") {
+		t.Errorf("%q, %v", b.String(), err)
+	}
+}

@@ -22,6 +22,7 @@ import (
 
 func (a *app) serveCmd() *cobra.Command {
 	var debug bool
+	var program string
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "run the daemon",
@@ -38,9 +39,12 @@ while the daemon restarts, so that no client is refused.`,
 			if err != nil {
 				return err
 			}
-			o := logOptions{level: slog.LevelInfo, journal: toJournal(a.env)}
+			o := logOptions{level: slog.LevelInfo, journal: toJournal(a.env), program: program}
 			if debug || a.verbose {
 				o.level = slog.LevelDebug
+			}
+			if program == "" || len(program) > 32 || strings.IndexFunc(program, func(r rune) bool { return r != '-' && r != '_' && (r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a' || r > 'z') }) >= 0 {
+				return usageError("letters, digits, - and _", "--log-name %q is no name for a program", program)
 			}
 			if a.getenv("GOGC") == "" {
 				collectSeldom()
@@ -95,6 +99,7 @@ while the daemon restarts, so that no client is refused.`,
 		},
 	}
 	c.Flags().BoolVar(&debug, "debug", false, "log more")
+	c.Flags().StringVar(&program, "log-name", "mochila", "the `name` in front of log lines; postfix for tools that know no other")
 	return c
 }
 
