@@ -63,6 +63,7 @@ type Bridge struct {
 	out     dispatcher
 	quota   quotas
 	errors  budgets
+	counts  counters
 	jobs    *jobs.Jobs
 	started time.Time
 	// lastMail is when a mail came in last, in nanoseconds of the monotonic clock since started; 0: never.

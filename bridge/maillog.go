@@ -40,6 +40,7 @@ func (b *Bridge) logAccepted(item *spool.Item) {
 // logActive writes the line with which Postfix's queue manager names size and recipients.
 func (b *Bridge) logActive(item *spool.Item) {
 	e := item.Env
+	b.counts.entered(e)
 	b.log.Info(fmt.Sprintf("%s: from=<%s>, size=%d, nrcpt=%d (queue active)", e.ID, esc(e.Mail.Sender), e.Size, len(e.Mail.Recipients)), "service", "qmgr")
 }
 
@@ -49,6 +50,7 @@ func (b *Bridge) logDelivery(item *spool.Item, rcpt int, word, mta string, s env
 		return
 	}
 	now := b.now()
+	b.counts.tried(word, now.Sub(item.Entered))
 	dsn := s.Enhanced
 	if dsn == "" {
 		dsn = map[bool]string{true: "2.0.0", false: "4.0.0"}[word == "sent"]
@@ -68,6 +70,7 @@ func (b *Bridge) logSent(item *spool.Item, leg *spool.Leg, node, carrier string)
 	if item.Env.Kind != envelope.KindMail {
 		return
 	}
+	b.counts.sealed(len(leg.Rcpts))
 	for _, i := range leg.Rcpts {
 		b.log.Info(fmt.Sprintf("%s: to=<%s>, relay=%s, delay=%.2f, dsn=2.0.0, status=sealed (on its way), hop=%s",
 			item.Env.ID, esc(item.Env.Mail.Recipients[i].Addr), node, b.now().Sub(item.Entered).Seconds(), esc(carrier)), "service", "mochila")
@@ -78,6 +81,7 @@ func (b *Bridge) logSent(item *spool.Item, leg *spool.Leg, node, carrier string)
 func (b *Bridge) logFollow(of, next *spool.Item) {
 	switch next.Env.Kind {
 	case envelope.KindMail:
+		b.counts.noticed()
 		b.log.Info(fmt.Sprintf("%s: sender non-delivery notification: %s", of.Env.ID, next.Env.ID), "service", "bounce")
 		b.logActive(next)
 	case envelope.KindReport:

@@ -126,6 +126,14 @@ func (k *checker) smtp() {
 		}
 		seen["tcp"+a] = true
 	}
+	for _, a := range k.c.Metrics.Listen {
+		if err := checkHostPort(a); err != nil {
+			k.bad(k.top("metrics.listen"), "", fmt.Sprintf("%q is not HOST:PORT: %v", a, err), "")
+		} else if seen["tcp"+a] {
+			k.bad(k.top("metrics.listen"), "", fmt.Sprintf("%s is there twice", a), "[smtp] or [link] listen has it too")
+		}
+		seen["tcp"+a] = true
+	}
 	if k.c.Bounce.Via != "" {
 		k.via(k.top("bounce.via"), "", k.c.Bounce.Via)
 	}

@@ -17,12 +17,13 @@ type Config struct {
 	Domain     string `toml:"domain"`     // completes addresses without a domain; default NAME.mochila
 	Postmaster string `toml:"postmaster"` // default postmaster@Domain
 
-	SMTP   SMTP   `toml:"smtp"`
-	DKIM   []DKIM `toml:"dkim"`
-	Link   Link   `toml:"link"`
-	Bounce Bounce `toml:"bounce"`
-	Jobs   Jobs   `toml:"jobs"`
-	Limits Limits `toml:"limits"`
+	SMTP    SMTP    `toml:"smtp"`
+	DKIM    []DKIM  `toml:"dkim"`
+	Link    Link    `toml:"link"`
+	Metrics Metrics `toml:"metrics"`
+	Bounce  Bounce  `toml:"bounce"`
+	Jobs    Jobs    `toml:"jobs"`
+	Limits  Limits  `toml:"limits"`
 
 	Routes   []Route   `toml:"route"`   // mochila.toml first, then peers/*.toml by name, each in file order
 	Contacts []Contact `toml:"contact"` // as Routes
@@ -78,6 +79,11 @@ type DKIM struct {
 	Key      string `toml:"key"`      // PEM file with the private key, readable by the daemon's user only
 
 	at source
+}
+
+// Metrics is the [metrics] table: where monitoring reads numbers over the network, besides the control socket.
+type Metrics struct {
+	Listen []string `toml:"listen"` // HOST:PORT; HTTP, GET /metrics and nothing else
 }
 
 // Link is the [link] table: where neighbours call us (tcp carrier).

@@ -130,6 +130,7 @@ type daemon struct {
 	sockets inherited    // of the service manager, not yet used
 	cert    *certificate // of [smtp] tls_cert; nil: none
 	http    *http.Server
+	metrics []*http.Server
 }
 
 // go_ runs one part of the daemon; its failure ends all.
@@ -159,6 +160,9 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := d.listenSocket(ctx); err != nil {
 		return err
 	}
+	if err := d.listenMetrics(ctx); err != nil {
+		return err
+	}
 	if err := d.listenControl(ctx); err != nil {
 		return err
 	}
@@ -186,6 +190,9 @@ func (d *daemon) stop() {
 	}
 	if d.http != nil {
 		d.http.Shutdown(ctx)
+	}
+	for _, s := range d.metrics {
+		s.Shutdown(ctx)
 	}
 	wg.Wait()
 	d.wg.Wait()
