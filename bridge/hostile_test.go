@@ -568,7 +568,7 @@ func TestSecondLeg(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.b.SetPolicy(&add)
-	if err := a.b.Act(id, VerbRelease); err != nil {
+	if err := a.b.Act(id, Act{Verb: VerbRelease}); err != nil {
 		t.Fatal(err)
 	}
 	m := a.image()

@@ -45,7 +45,7 @@ func TestFolderIsClearedWithoutReceipt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := camp.b.Act(x, VerbRemove); err != nil {
+	if err := camp.b.Act(x, Act{Verb: VerbRemove}); err != nil {
 		t.Fatal(err)
 	}
 	camp.sync()
@@ -74,7 +74,7 @@ func TestBundleLosesOneMail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := camp.b.Act(x, VerbRemove); err != nil {
+	if err := camp.b.Act(x, Act{Verb: VerbRemove}); err != nil {
 		t.Fatal(err)
 	}
 	for range 4 {

@@ -128,7 +128,7 @@ func TestSameMailAtOnce(t *testing.T) {
 		a.meet()
 		packets = append(packets, l.take("one", a, c)...)
 		for _, it := range a.items() { // overdue: it is sealed once more
-			if err := a.b.Act(it.Env.ID, VerbRetry); err != nil {
+			if err := a.b.Act(it.Env.ID, Act{Verb: VerbRetry}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -24,9 +24,10 @@ func (a *app) queueCmd() *cobra.Command {
 		Use:   "queue",
 		Short: "look at the queue, and change it",
 		Long: `The queue holds every envelope that has not ended: mail, reports, and sealed bundles in transit. Ids may be cut to a
-unique beginning; ALL means every envelope, and - reads ids from standard input.`,
+unique beginning; ALL means every envelope, and - reads ids from standard input. Options choose by sender, recipient,
+place, state, age and size.`,
 	})
-	c.AddCommand(a.queueListCmd(), a.queueShowCmd(), a.queueFlushCmd())
+	c.AddCommand(a.queueListCmd(), a.queueShowCmd(), a.queueFlushCmd(), a.queueBounceCmd(), a.queueRerouteCmd(), a.queuePriorityCmd())
 	for _, v := range []struct{ verb, short, long, done string }{
 		{"hold", "keep envelopes from going on", "Held envelopes stay until mochila queue release; they still expire.", "held"},
 		{"release", "let held envelopes go on", "", "released"},
@@ -34,31 +35,56 @@ unique beginning; ALL means every envelope, and - reads ids from standard input.
 		{"expire", "end envelopes with a notice to the sender", "", "expired"},
 		{"remove", "delete envelopes without a notice to anybody", "Nobody is told: mochila queue expire ends them with a notice.", "removed"},
 	} {
-		c.AddCommand(a.queueActCmd(v.verb, v.short, v.long, v.done))
+		c.AddCommand(a.queueActCmd(&control.QueueAction{Verb: v.verb}, v.short, v.long, v.done))
 	}
 	return c
 }
 
 // filter is which envelopes are meant.
 type filter struct {
-	state, dest, match string
-	limit              int
+	state, dest, match, from, to, older, newer, larger, smaller string
+	limit                                                       int
 }
 
+// flags adds what chooses envelopes.
 func (f *filter) flags(c *cobra.Command) {
 	c.Flags().StringVar(&f.state, "state", "", "only in this `state`: due, deferred, held, sealed, travelling, arrived")
 	c.Flags().StringVar(&f.dest, "dest", "", "only to this `node`, or delivery URL; dead for dead letters")
 	c.Flags().StringVar(&f.match, "match", "", "only with this `text` in a sender or recipient")
+	c.Flags().StringVar(&f.from, "from", "", "only from this `sender`; * stands for any text, <> for the null sender")
+	c.Flags().StringVar(&f.to, "to", "", "only to this `recipient`; * stands for any text")
+	c.Flags().StringVar(&f.older, "older", "", "only what entered longer ago than this `time`, such as 4h or 3d")
+	c.Flags().StringVar(&f.newer, "newer", "", "only what entered within this `time`")
+	c.Flags().StringVar(&f.larger, "larger", "", "only above this `size`, such as 20k or 10MiB")
+	c.Flags().StringVar(&f.smaller, "smaller", "", "only below this `size`")
+}
+
+// limited adds --limit.
+func (f *filter) limited(c *cobra.Command) {
+	f.flags(c)
 	c.Flags().IntVar(&f.limit, "limit", 0, "at most this `number`")
+}
+
+// where is the filter as an action has it; nil when it leaves nothing out.
+func (f *filter) where() map[string]string {
+	var m map[string]string
+	for key, value := range map[string]string{"state": f.state, "dest": f.dest, "match": f.match, "from": f.from, "to": f.to,
+		"older": f.older, "newer": f.newer, "larger": f.larger, "smaller": f.smaller} {
+		if value != "" {
+			if m == nil {
+				m = map[string]string{}
+			}
+			m[key] = value
+		}
+	}
+	return m
 }
 
 // values are the filter as a request has it, without its limit.
 func (f *filter) values() url.Values {
 	v := url.Values{}
-	for key, value := range map[string]string{"state": f.state, "dest": f.dest, "match": f.match} {
-		if value != "" {
-			v.Set(key, value)
-		}
+	for key, value := range f.where() {
+		v.Set(key, value)
 	}
 	return v
 }
@@ -109,7 +135,7 @@ func (a *app) queueListCmd() *cobra.Command {
 			})
 		},
 	}
-	f.flags(c)
+	f.limited(c)
 	return c
 }
 
@@ -291,15 +317,20 @@ func (a *app) showItem(it control.QueueItem) {
 	}
 }
 
-func (a *app) queueActCmd(verb, short, long, done string) *cobra.Command {
-	return &cobra.Command{
-		Use:     verb + " ID…|ALL|-",
-		Short:   short,
-		Long:    strings.TrimSpace(strings.ToUpper(short[:1]) + short[1:] + ". " + long),
-		Example: "  mochila queue " + verb + " QR7A\n  mochila queue list --json --dest hub | jq -r .queue_id | mochila queue " + verb + " -",
-		Args:    takes("ID…"),
+// queueActCmd does something to envelopes, chosen by ids or by a filter.
+func (a *app) queueActCmd(act *control.QueueAction, short, long, done string) *cobra.Command {
+	var f filter
+	var dry bool
+	c := &cobra.Command{
+		Use:   act.Verb + " [ID…|ALL|-]",
+		Short: short,
+		Long: strings.TrimSpace(strings.ToUpper(short[:1])+short[1:]+". "+long) + ` Which envelopes, their ids say, or the options that
+choose by sender, recipient, place, state, age and size; all that are given must fit. With --dry-run nothing happens but
+their list.`,
+		Example: "  mochila queue " + act.Verb + " QR7A\n  mochila queue " + act.Verb + " --from '*@spam.example' --older 2d --dry-run",
 		RunE: func(c *cobra.Command, args []string) error {
-			q := control.QueueAction{Verb: verb}
+			q := *act
+			q.DryRun, q.Where = dry, f.where()
 			for _, id := range args {
 				if id != "-" {
 					q.IDs = append(q.IDs, id)
@@ -311,7 +342,12 @@ func (a *app) queueActCmd(verb, short, long, done string) *cobra.Command {
 				}
 				q.IDs = append(q.IDs, ids...)
 			}
-			if len(q.IDs) == 0 {
+			switch {
+			case q.Where != nil && len(args) > 0:
+				return usageError(c.UseLine(), "%s: ids and a filter at once", c.CommandPath())
+			case q.Where == nil && len(args) == 0:
+				return usageError("name ids, ALL, or a filter such as --from", "%s: which envelopes?", c.CommandPath())
+			case q.Where == nil && len(q.IDs) == 0:
 				a.printf("No ids, nothing %s.\n", done)
 				return nil
 			}
@@ -325,19 +361,56 @@ func (a *app) queueActCmd(verb, short, long, done string) *cobra.Command {
 			if a.json {
 				return a.asJSON(r, false)
 			}
+			if dry {
+				for _, id := range r.Done {
+					a.printf("%s\n", id)
+				}
+				a.note("%s would be %s", count(len(r.Done), "envelope"), done)
+				return nil
+			}
 			a.printf("%s %s\n", count(len(r.Done), "envelope"), done)
 			return nil
 		},
 	}
+	f.flags(c)
+	c.Flags().BoolVar(&dry, "dry-run", false, "only print the ids")
+	return c
+}
+
+func (a *app) queueBounceCmd() *cobra.Command {
+	act := &control.QueueAction{Verb: "bounce"}
+	c := a.queueActCmd(act, "return envelopes to their senders", "The notice gives the reason of --reason.", "returned")
+	c.Flags().StringVar(&act.Reason, "reason", "", "what to tell the sender, one `line`")
+	return c
+}
+
+func (a *app) queueRerouteCmd() *cobra.Command {
+	act := &control.QueueAction{Verb: "reroute"}
+	c := a.queueActCmd(act, "send envelopes another way", `What has not left goes where the rules of the
+configuration lead now, or with --via to one node or delivery. What is sealed or travelling is left alone.`, "routed again")
+	c.Flags().StringVar(&act.To, "via", "", "the `node`, or a delivery that the configuration has")
+	return c
+}
+
+func (a *app) queuePriorityCmd() *cobra.Command {
+	act := &control.QueueAction{Verb: "priority"}
+	c := a.queueActCmd(act, "move envelopes forward or back in the queue", "Levels are those of MT-PRIORITY (RFC 6710).", "moved")
+	c.Flags().IntVar(&act.Priority, "level", 0, "from -9 to 9; 9 goes first")
+	return c
 }
 
 // act does q, a thousand ids at a time: the API bounds the length of a request.
 func (a *app) act(ctx context.Context, q control.QueueAction) (control.QueueActed, error) {
 	all := control.QueueActed{Done: []string{}}
 	err := a.node(ctx, func(n *control.Client) error {
+		if q.Where != nil {
+			return n.Post(ctx, "/v1/queue", q, &all)
+		}
 		for ids := range slices.Chunk(q.IDs, 1000) {
 			var r control.QueueActed
-			if err := n.Post(ctx, "/v1/queue", control.QueueAction{Verb: q.Verb, IDs: ids}, &r); err != nil {
+			part := q
+			part.IDs = ids
+			if err := n.Post(ctx, "/v1/queue", part, &r); err != nil {
 				return err
 			}
 			all.Done = append(all.Done, r.Done...)
@@ -409,6 +482,6 @@ func (a *app) mailqCmd() *cobra.Command {
 			})
 		},
 	}
-	f.flags(c)
+	f.limited(c)
 	return c
 }

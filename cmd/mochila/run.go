@@ -146,7 +146,7 @@ Three commands make a node and a neighbour:
 	}
 	add("node", a.initCmd(), a.serveCmd(), a.statusCmd(), a.reloadCmd(), a.versionCmd())
 	add("pair", a.cardCmd(), a.inviteCmd(), a.joinCmd(), a.peerCmd(), a.contactCmd(), a.syncCmd(), a.receiveCmd(), a.courierCmd(), a.exportCmd(), a.importCmd())
-	add("mail", a.sendmailCmd(), a.userCmd(), a.dkimCmd(), a.queueCmd(), a.mailqCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
+	add("mail", a.sendmailCmd(), a.userCmd(), a.dkimCmd(), a.queueCmd(), a.mailqCmd(), a.qshapeCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
 	add("mail", a.uuxCmd())
 	add("jobs", a.runCmd(), a.jobsCmd(), a.sendCmd(), a.getCmd())
 	add("jobs", a.pingCmd(), a.gitCmd())

@@ -135,6 +135,26 @@ type QueueLeg struct {
 	Attempts int       `json:"attempts,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
 	Carrier  string    `json:"carrier,omitempty"`
+	// Via names the neighbours that the way leads through, NextContact when one of them will be met by the timetable, and
+	// Expected when the mail will be with the destination: with a neighbour, then. What depends on others is not there.
+	Via         string    `json:"via,omitempty"`
+	NextContact time.Time `json:"next_contact,omitzero"`
+	Expected    time.Time `json:"expected_arrival,omitzero"`
+}
+
+// QueueShape is GET /v1/qshape?by=neighbour|domain, with the filters of GET /v1/queue: what waits, by place and age.
+type QueueShape struct {
+	By      string     `json:"by"`
+	Minutes []int      `json:"minutes"` // upper bounds of the ages; one more class has all that is older
+	Total   ShapeRow   `json:"total"`
+	Rows    []ShapeRow `json:"rows"` // most first
+}
+
+// ShapeRow counts the recipients (or, without any, the envelopes) for one place.
+type ShapeRow struct {
+	Name  string `json:"name"`
+	Total int    `json:"total"`
+	Ages  []int  `json:"ages"`
 }
 
 // QueueList is GET /v1/queue?after=ID&limit=N&state=S&dest=D&uid=N&match=TEXT: one page.
@@ -147,8 +167,14 @@ type QueueList struct {
 
 // QueueAction is POST /v1/queue: do something to envelopes.
 type QueueAction struct {
-	Verb string   `json:"verb"` // hold, release, retry, expire, remove
+	Verb string   `json:"verb"` // hold, release, retry, expire, bounce, remove, reroute, priority
 	IDs  []string `json:"ids"`  // ids, unique beginnings of ids, or "ALL"
+	// Where chooses envelopes instead of IDs: the parameters of GET /v1/queue.
+	Where    map[string]string `json:"where,omitempty"`
+	DryRun   bool              `json:"dry_run,omitempty"`  // only tell which
+	To       string            `json:"to,omitempty"`       // of reroute: a node or delivery URL; empty: by the rules of now
+	Priority int               `json:"priority,omitempty"` // of priority: -9 to 9
+	Reason   string            `json:"reason,omitempty"`   // of bounce, for the sender
 }
 
 // QueueActed is its answer.

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 
-	"mochila/internal/envelope"
 	"mochila/spool"
 )
 
@@ -28,7 +27,7 @@ func (n *Node) Handler() http.Handler {
 	ok := map[string]bool{"ok": true}
 	get("/v1/status", func(*http.Request) (any, error) { return n.status() })
 	get("/v1/queue", func(r *http.Request) (any, error) {
-		f, err := n.filterOf(r)
+		f, err := n.filterOf(r.FormValue)
 		if err != nil {
 			return nil, err
 		}
@@ -48,6 +47,8 @@ func (n *Node) Handler() http.Handler {
 	get("/v1/quarantine", func(*http.Request) (any, error) { return n.quarantined() })
 	mux.HandleFunc("GET /v1/content/{id}", n.serveContent)
 	mux.HandleFunc("GET /v1/mailq", n.serveMailq)
+	mux.HandleFunc("GET /metrics", n.serveMetrics)
+	get("/v1/qshape", func(r *http.Request) (any, error) { return n.shape(r) })
 	post("/v1/queue", func(r *http.Request) (any, error) {
 		var a QueueAction
 		if err := decode(r, &a); err != nil {
@@ -196,42 +197,6 @@ func decode(r *http.Request, v any) error {
 		return &Error{Message: "read the request: " + err.Error(), Exit: ExitUsage}
 	}
 	return nil
-}
-
-func (n *Node) filterOf(r *http.Request) (f queueFilter, err error) {
-	if s := r.FormValue("after"); s != "" {
-		if f.after, err = envelope.ParseID(s); err != nil {
-			return f, &Error{Message: err.Error(), Exit: ExitUsage}
-		}
-	}
-	f.limit, _ = strconv.Atoi(r.FormValue("limit"))
-	f.match = r.FormValue("match")
-	if s := r.FormValue("state"); s != "" {
-		st, ok := spool.ParseState(s)
-		if !ok {
-			return f, &Error{Message: fmt.Sprintf("there is no state %q", s), Hint: "due, deferred, held, sealed, travelling or arrived", Exit: ExitUsage}
-		}
-		f.state = st
-	}
-	if s := r.FormValue("uid"); s != "" {
-		uid, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return f, &Error{Message: fmt.Sprintf("%q is not a uid", s), Exit: ExitUsage}
-		}
-		f.uid = uid + 1
-	}
-	if s := r.FormValue("dest"); s != "" {
-		f.dest = spool.ViaDest(s)
-		if s == "dead" {
-			f.dest = spool.DeadDest
-		}
-		for _, p := range n.bridge.Policy().Peers {
-			if p.Name == s {
-				f.dest = spool.NodeDest(p.ID)
-			}
-		}
-	}
-	return f, nil
 }
 
 func (n *Node) serveContent(w http.ResponseWriter, r *http.Request) {

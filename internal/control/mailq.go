@@ -11,7 +11,7 @@ import (
 // limit counts from the oldest; without it everything is listed. An answer that ends early ends in the middle of a
 // chunk, which clients notice.
 func (n *Node) serveMailq(w http.ResponseWriter, r *http.Request) {
-	f, err := n.filterOf(r)
+	f, err := n.filterOf(r.FormValue)
 	if err != nil {
 		answer(w, r, func(*http.Request) (any, error) { return nil, err })
 		return

@@ -25,22 +25,96 @@ import (
 
 // act is POST /v1/queue.
 func (n *Node) act(a QueueAction) (*QueueActed, error) {
-	verb := bridge.Verb(a.Verb)
-	switch verb {
-	case bridge.VerbHold, bridge.VerbRelease, bridge.VerbRetry, bridge.VerbExpire, bridge.VerbRemove:
-	default:
-		return nil, &Error{Message: fmt.Sprintf("unknown verb %q", a.Verb), Hint: "hold, release, retry, expire or remove", Exit: ExitUsage}
+	what, err := n.actOf(a)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := n.meant(a)
+	if err != nil {
+		return nil, err
 	}
 	out := &QueueActed{Done: []string{}}
-	var ids []envelope.ID
+	for _, id := range ids {
+		if a.DryRun {
+			out.Done = append(out.Done, id.String())
+			continue
+		}
+		err := n.bridge.Act(id, what)
+		if errors.Is(err, spool.ErrNotFound) {
+			if len(ids) == 1 && a.Where == nil {
+				return nil, &Error{Message: fmt.Sprintf("%s has ended", id), Hint: "mochila trace " + id.String(), Exit: ExitData}
+			}
+			continue
+		}
+		if errors.Is(err, bridge.ErrNoChange) {
+			if len(ids) == 1 && a.Where == nil {
+				return nil, &Error{Message: fmt.Sprintf("%s: %v", id, err), Hint: "mochila trace " + id.String(), Exit: ExitData}
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out.Done = append(out.Done, id.String())
+	}
+	return out, nil
+}
+
+// actOf checks what is to be done.
+func (n *Node) actOf(a QueueAction) (bridge.Act, error) {
+	what := bridge.Act{Verb: bridge.Verb(a.Verb), Reason: a.Reason, Priority: a.Priority}
+	switch what.Verb {
+	case bridge.VerbHold, bridge.VerbRelease, bridge.VerbRetry, bridge.VerbExpire, bridge.VerbBounce, bridge.VerbRemove:
+	case bridge.VerbPriority:
+		if a.Priority < -9 || a.Priority > 9 {
+			return what, &Error{Message: fmt.Sprintf("priority %d", a.Priority), Hint: "from -9 to 9, urgent is 9", Exit: ExitUsage}
+		}
+	case bridge.VerbReroute:
+		if a.To == "" {
+			break
+		}
+		what.To = n.destOf(a.To)
+		if via, ok := what.To.Via(); ok && !n.delivers(via) || what.To == spool.DeadDest {
+			return what, &Error{Message: fmt.Sprintf("%q is neither a node nor a delivery of this node", printable(a.To)), Hint: "mochila peer list; or what stands at [[deliver]] via, word for word", Exit: ExitUsage}
+		}
+	default:
+		return what, &Error{Message: fmt.Sprintf("unknown verb %q", a.Verb), Hint: "hold, release, retry, expire, bounce, reroute, priority or remove", Exit: ExitUsage}
+	}
+	return what, nil
+}
+
+// delivers reports whether mail is delivered in this way by the configuration: an operator's word may send mail elsewhere,
+// not start programs.
+func (n *Node) delivers(via string) bool {
+	cfg := n.config()
+	return cfg.Bounce.Via == via || slices.ContainsFunc(cfg.Delivers, func(d config.Deliver) bool { return d.Via == via })
+}
+
+// meant lists the envelopes that an action is about.
+func (n *Node) meant(a QueueAction) (ids []envelope.ID, err error) {
+	all := func(f queueFilter) error {
+		return n.eachItem(context.Background(), f, func(q QueueItem) error {
+			id, err := envelope.ParseID(q.QueueID)
+			ids = append(ids, id)
+			return err
+		})
+	}
+	if a.Where != nil {
+		if len(a.IDs) > 0 {
+			return nil, &Error{Message: "ids and a filter at once", Exit: ExitUsage}
+		}
+		f, err := n.filterOf(func(key string) string { return a.Where[key] })
+		if err != nil {
+			return nil, err
+		}
+		if f.plain() {
+			return nil, &Error{Message: "the filter leaves nothing out", Hint: "ALL means every envelope", Exit: ExitUsage}
+		}
+		return ids, all(f)
+	}
 	for _, text := range a.IDs {
 		if strings.EqualFold(text, "ALL") {
-			err := n.eachItem(context.Background(), queueFilter{}, func(q QueueItem) error {
-				id, err := envelope.ParseID(q.QueueID)
-				ids = append(ids, id)
-				return err
-			})
-			if err != nil {
+			if err := all(queueFilter{}); err != nil {
 				return nil, err
 			}
 			continue
@@ -51,20 +125,7 @@ func (n *Node) act(a QueueAction) (*QueueActed, error) {
 		}
 		ids = append(ids, id)
 	}
-	for _, id := range ids {
-		err := n.bridge.Act(id, verb)
-		if errors.Is(err, spool.ErrNotFound) {
-			if len(ids) == 1 {
-				return nil, &Error{Message: fmt.Sprintf("%s has ended", id), Hint: "mochila trace " + id.String(), Exit: ExitData}
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		out.Done = append(out.Done, id.String())
-	}
-	return out, nil
+	return ids, nil
 }
 
 // flushSite is POST /v1/flush: what a person names leads somewhere, or he hears that it does not.

@@ -62,49 +62,6 @@ func (n *Node) nodeName(id envelope.NodeID) string {
 	return id.String()
 }
 
-// queueFilter chooses items.
-type queueFilter struct {
-	after envelope.ID
-	limit int
-	state spool.State
-	dest  spool.Dest
-	uid   int64 // uid + 1
-	match string
-}
-
-func (f queueFilter) plain() bool { return f.state == 0 && f.dest == "" && f.uid == 0 && f.match == "" }
-
-func (f queueFilter) query() spool.Query {
-	q := spool.Query{Dest: f.dest, State: f.state, After: f.after, Limit: f.limit}
-	// results that have come home wait for nothing: mochila jobs shows them
-	q.Match = func(it *spool.Item) bool { return f.dest == jobs.ResultDest || it.Legs[0].Dest != jobs.ResultDest }
-	if f.uid != 0 || f.match != "" {
-		want := strings.ToLower(f.match)
-		q.Match = func(it *spool.Item) bool {
-			m := it.Env.Mail
-			if f.uid != 0 && (m == nil || m.Client.UID != f.uid) {
-				return false
-			}
-			if want == "" {
-				return true
-			}
-			if m == nil {
-				return false
-			}
-			if strings.Contains(strings.ToLower(m.Sender), want) {
-				return true
-			}
-			for i := range m.Recipients {
-				if strings.Contains(strings.ToLower(m.Recipients[i].Addr), want) {
-					return true
-				}
-			}
-			return false
-		}
-	}
-	return q
-}
-
 // list is one page of the queue.
 func (n *Node) list(f queueFilter) (*QueueList, error) {
 	if f.limit <= 0 || f.limit > 1000 {

@@ -2,7 +2,9 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"mochila/internal/envelope"
 	"mochila/spool"
@@ -14,6 +16,14 @@ type words struct {
 	nodes   map[envelope.NodeID]string
 	dests   map[spool.Dest]string
 	reasons map[place]string
+	plans   map[spool.Dest]plan
+}
+
+// plan is what the timetable says of a destination.
+type plan struct {
+	via  string    // the neighbours on the way
+	next time.Time // of the next contact with one of them
+	here bool      // the destination is one of them
 }
 
 // place is all that the reason for a leg's waiting depends on.
@@ -24,7 +34,7 @@ type place struct {
 }
 
 func (n *Node) words() *words {
-	return &words{n: n, nodes: map[envelope.NodeID]string{}, dests: map[spool.Dest]string{}, reasons: map[place]string{}}
+	return &words{n: n, nodes: map[envelope.NodeID]string{}, dests: map[spool.Dest]string{}, reasons: map[place]string{}, plans: map[spool.Dest]plan{}}
 }
 
 // once is the value of a key, made when it is asked for first.
@@ -63,6 +73,42 @@ func (w *words) down(d spool.Dest) string {
 	return fmt.Sprintf("%s; %s is tried again at %s", s, via, until.Format("15:04:05"))
 }
 
+// plan looks up the timetable.
+func (w *words) plan(d spool.Dest) plan {
+	if p, ok := w.plans[d]; ok {
+		return p
+	}
+	var p plan
+	if node, ok := d.Node(); ok {
+		p.via = w.hops(node)
+		hops := w.n.bridge.NextHops(node)
+		p.here = slices.Contains(hops, node)
+		for _, c := range w.n.bridge.Contacts() {
+			if !c.Next.IsZero() && slices.Contains(hops, c.Contact.Node) && (p.next.IsZero() || c.Next.Before(p.next)) {
+				p.next = c.Next
+			}
+		}
+	}
+	w.plans[d] = p
+	return p
+}
+
+// outlook says when a leg will move on, as far as that is known here.
+func (w *words) outlook(leg *spool.Leg, l *QueueLeg) {
+	p := w.plan(leg.Dest)
+	l.Via = p.via
+	switch leg.State {
+	case spool.Due, spool.Deferred, spool.Sealed:
+		l.NextContact = p.next
+		if p.here {
+			l.Expected = p.next
+		}
+	}
+	if leg.State == spool.Deferred && l.NextContact.Before(leg.At) {
+		l.NextContact, l.Expected = time.Time{}, time.Time{} // it is not due by then
+	}
+}
+
 // queueItem is an item in the API's terms.
 func (w *words) queueItem(it *spool.Item) QueueItem {
 	e := it.Env
@@ -97,6 +143,9 @@ func (w *words) queueItem(it *spool.Item) QueueItem {
 		}
 		if l.Reason == "" {
 			l.Reason = w.waiting(leg)
+		}
+		if leg.State != spool.Done {
+			w.outlook(leg, &l)
 		}
 		q.Legs = append(q.Legs, l)
 		for _, r := range leg.Rcpts {

@@ -30,6 +30,7 @@ type node struct {
 	stop   func() error // of the daemon in this process; nil: none runs
 	reload chan struct{}
 
+	flags  []string  // of mochila serve
 	cmd    *exec.Cmd // the daemon of its own; nil: none runs
 	exited chan struct{}
 }
@@ -163,7 +164,7 @@ func (n *node) start() {
 // launch is start without waiting.
 func (n *node) launch() {
 	n.t.Helper()
-	cmd := n.command("serve")
+	cmd := n.command(append([]string{"serve"}, n.flags...)...)
 	cmd.Stdout, cmd.Stderr = n.log, n.log
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
