@@ -43,7 +43,9 @@ while the daemon restarts, so that no client is refused.`,
 			if debug || a.verbose {
 				o.level = slog.LevelDebug
 			}
-			if program == "" || len(program) > 32 || strings.IndexFunc(program, func(r rune) bool { return r != '-' && r != '_' && (r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a' || r > 'z') }) >= 0 {
+			if program == "" || len(program) > 32 || strings.IndexFunc(program, func(r rune) bool {
+				return r != '-' && r != '_' && (r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a' || r > 'z')
+			}) >= 0 {
 				return usageError("letters, digits, - and _", "--log-name %q is no name for a program", program)
 			}
 			if a.getenv("GOGC") == "" {
