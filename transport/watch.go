@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -50,13 +51,18 @@ func (w *dirWatch) run(ctx context.Context) {
 				w.hint()
 			}
 		case e := <-fs.Events:
-			if moved := w.follow(); moved || w.at == w.full && isArrival(e) {
+			if w.concerns(e) && w.follow() || w.at == w.full && isArrival(e) {
 				w.hint()
 			}
 		case <-fs.Errors: // an overflow: something was missed
 			w.hint()
 		}
 	}
+}
+
+// concerns reports whether an event may change which directory is the deepest that exists: not every file beside it does.
+func (w *dirWatch) concerns(e fsnotify.Event) bool {
+	return e.Name == w.at || w.at != w.full && strings.HasPrefix(w.full+"/", e.Name+"/")
 }
 
 func isArrival(e fsnotify.Event) bool {
