@@ -37,6 +37,7 @@ var below = map[string][]string{
 	"transport/sftp":        {"transport"},
 	"transport/dav":         {"transport"},
 	"transport/rclone":      {"transport"},
+	"transport/nats":        {"transport"},
 	"transport/courier":     {"transport", "internal/envelope"},
 	"transport/all":         {"transport/..."},
 	"transport/serial":      {"transport"},

@@ -223,6 +223,9 @@ func (e *end) sends(mails, jobs int) {
 		}
 		e.sent = append(e.sent, id)
 	}
+	if jobs == 0 {
+		return
+	}
 	var batch bytes.Buffer
 	for i := range jobs {
 		k := len(e.jobs) + i

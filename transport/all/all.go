@@ -5,6 +5,7 @@ package all
 import (
 	"mochila/transport"
 	"mochila/transport/dav"
+	"mochila/transport/nats"
 	"mochila/transport/rclone"
 	"mochila/transport/s3"
 	"mochila/transport/serial"
@@ -15,7 +16,7 @@ import (
 func Schemes() []transport.Scheme {
 	list := append(transport.Schemes(), s3.Scheme, serial.Scheme(), sftp.Scheme)
 	list = append(list, dav.Schemes()...)
-	return append(list, rclone.Scheme)
+	return append(list, rclone.Scheme, nats.Scheme)
 }
 
 // Parse reads a carrier URL (transport.Parse).
