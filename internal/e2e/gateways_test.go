@@ -74,7 +74,7 @@ func TestThreeGateways(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := strings.NewReplacer(append(replace, "gw1.example,gw2.example,gw3.example", c.Hosts(), "/etc/mochila/nats.secret", key,
-			`overdue = "2h"`, "", `carrier = "nats:`, "overdue = \"2s\"\nevery = \"1s\"\ncarrier = \"nats:")...).Replace(string(b))
+			`overdue = "2h"`, "", `carrier = "nats:`, "overdue = \"1s\"\nevery = \"1s\"\ncarrier = \"nats:")...).Replace(string(b))
 		if !strings.Contains(text, c.Hosts()) || !strings.Contains(text, key) {
 			t.Fatalf("%s has other places than the test knows", file)
 		}
