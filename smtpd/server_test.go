@@ -556,3 +556,56 @@ func TestServeConn(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestProxyTLS: the PROXY header comes before the handshake, in the same segment if the proxy likes.
+func TestProxyTLS(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &memory{}
+	s := &Server{Acceptor: a, Hostname: "mx.test", TLS: certificate(t), ImplicitTLS: true,
+		ProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, RelayFrom: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(context.Background(), ln) }()
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	tc := tls.Client(&prefixWriter{Conn: nc, prefix: "PROXY TCP4 192.0.2.7 192.0.2.1 4000 465\r\n"}, &tls.Config{InsecureSkipVerify: true})
+	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	c := &talk{t, tc, bufio.NewReader(tc)}
+	c.expect("220 *")
+	c.say("EHLO c\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<b@far.example>\r\nDATA\r\n")
+	for line := ""; !strings.HasPrefix(line, "354"); {
+		if line, err = c.in.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.say("hi\r\n.\r\nQUIT\r\n")
+	c.expect("250 *", "221 *")
+	if err := s.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	<-served
+	if got := renderAll(a.got()); !glob("\n<a@x.example> proto=ESMTPS addr=192.0.2.7 port=4000 helo=c tls=TLSv1.3 TLS_* to:<b@far.example> \"hi\\r\\n\"", got) {
+		t.Errorf("got %s", got)
+	}
+}
+
+// prefixWriter puts a text in front of the first write.
+type prefixWriter struct {
+	net.Conn
+	prefix string
+}
+
+func (p *prefixWriter) Write(b []byte) (int, error) {
+	if p.prefix == "" {
+		return p.Conn.Write(b)
+	}
+	n := len(p.prefix)
+	k, err := p.Conn.Write(append([]byte(p.prefix), b...))
+	p.prefix = ""
+	return k - n, err
+}
