@@ -237,6 +237,14 @@ func (b *Book) List() ([]*Account, error) {
 	return list, nil
 }
 
+// Any reports whether there is an account. It costs a look at the file's date.
+func (b *Book) Any() (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.refresh()
+	return len(b.accounts) > 0, err
+}
+
 // Add stores a new account durably. It returns ErrExists when the name is taken.
 func (b *Book) Add(a *Account) error {
 	return b.change(func(all map[string]*Account) error {

@@ -22,8 +22,8 @@ var _ smtpd.Accounts = accounts{}
 // Ready reports whether anybody could log in. A file that cannot be read counts as somebody: who tries then gets a
 // temporary error, and the log tells why.
 func (a accounts) Ready() bool {
-	list, err := a.book.List()
-	return err != nil || len(list) > 0
+	some, err := a.book.Any()
+	return some || err != nil
 }
 
 func (a accounts) Login(ctx context.Context, name, password string) (*smtpd.Account, error) {
