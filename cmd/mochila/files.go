@@ -171,10 +171,12 @@ func localSources(files []string) (list []tree.Source, done func(), err error) {
 		}
 		dir := filepath.Dir(real)
 		if roots[dir] == nil {
-			if roots[dir], err = os.OpenRoot(dir); err != nil {
+			root, err := os.OpenRoot(dir)
+			if err != nil {
 				done()
 				return nil, nil, err
 			}
+			roots[dir] = root
 		}
 		list = append(list, tree.Source{Root: roots[dir], Path: filepath.Base(real), Name: filepath.Base(abs)})
 	}

@@ -97,7 +97,7 @@ func (s Settings) Check(args []string, env [][2]string) error {
 // locate finds the folder that a path of a job is in, and the path in it.
 func (s Settings) locate(p string) (folder, rel string, err error) {
 	if strings.IndexByte(p, 0) >= 0 || len(p) > tree.MaxPath {
-		return "", "", failure(unix.EINVAL, 64, "that is no path")
+		return "", "", failure(unix.EINVAL, exitUsage, "that is no path")
 	}
 	if slices.Contains(strings.Split(p, "/"), "..") {
 		return "", "", failure(fs.ErrPermission, exitDenied, "%q: no path goes up", p)
@@ -127,6 +127,7 @@ func (s Settings) locate(p string) (folder, rel string, err error) {
 
 // Exit statuses, of sysexits.h.
 const (
+	exitUsage    = 64
 	exitData     = 65
 	exitNoInput  = 66
 	exitUnavail  = 69
@@ -198,7 +199,9 @@ type Process struct {
 func (s Settings) Run(args []string, p *Process) int {
 	var err error
 	otherwise := exitCreate
-	if err = s.Check(args, nil); err == nil {
+	if err = s.Check(args, nil); err != nil {
+		err = failure(err, exitUsage, "%v", err)
+	} else {
 		switch s.Kind {
 		case File:
 			err = s.file(args, p)

@@ -28,9 +28,11 @@ func (s Settings) get(args []string, p *Process) error {
 			return err
 		}
 		if roots[folder] == nil {
-			if roots[folder], err = s.open(folder); err != nil {
+			root, err := s.open(folder)
+			if err != nil {
 				return err
 			}
+			roots[folder] = root
 		}
 		found, err := match(roots[folder], rel, a)
 		if err != nil {

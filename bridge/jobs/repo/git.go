@@ -202,9 +202,9 @@ func (g *Git) updateRefs(set map[string]string) error {
 	return err
 }
 
-// bundle writes a bundle of refs without what the given objects reach into a file. It reports false when there is nothing
-// to write.
-func (g *Git) bundle(file string, refs, not []string) (bool, error) {
+// bundle writes a bundle of refs, without what the given objects reach, to w, and nothing when there is nothing new. file is
+// where it is made.
+func (g *Git) bundle(w io.Writer, file string, refs, not []string) error {
 	var b strings.Builder
 	for _, r := range refs {
 		b.WriteString(r + "\n")
@@ -212,13 +212,22 @@ func (g *Git) bundle(file string, refs, not []string) (bool, error) {
 	for _, n := range not {
 		b.WriteString("^" + n + "\n")
 	}
+	defer os.Remove(file)
 	_, err := g.run(strings.NewReader(b.String()), "bundle", "create", "-q", file, "--stdin")
 	var ge *gitError
 	if errors.As(err, &ge) && strings.Contains(ge.said, "empty bundle") {
-		os.Remove(file)
-		return false, nil
+		return nil
 	}
-	return err == nil, err
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
 }
 
 // matches reports whether a ref is covered by a pattern such as refs/heads/* (any depth) or refs/heads/main.

@@ -262,19 +262,7 @@ func (r *Remote) WritePush(w io.Writer, updates []Update, full bool) error {
 		}
 		not = slices.Compact(slices.Sorted(maps.Values(known)))
 	}
-	file := filepath.Join(r.dir, "tmp-"+key)
-	defer os.Remove(file)
-	some, err := r.git.bundle(file, slices.Sorted(maps.Keys(temp)), not)
-	if err != nil || !some {
-		return err
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
+	return r.git.bundle(w, filepath.Join(r.dir, "tmp-"+key), slices.Sorted(maps.Keys(temp)), not)
 }
 
 // WriteFetch writes what a fetch job brings: what is here already.

@@ -434,18 +434,7 @@ func ServeFetch(gitDir string, in io.Reader, out io.Writer) error {
 	if len(refs) == 0 {
 		return nil
 	}
-	file := filepath.Join(s.work, "out.bundle")
-	some, err := side.bundle(file, refs, not)
-	if err != nil || !some {
-		return err
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(out, f)
-	return err
+	return side.bundle(out, filepath.Join(s.work, "out.bundle"), refs, not)
 }
 
 // save writes a stream to a new file.

@@ -125,6 +125,10 @@ func sweep(root *os.Root, dir string, now time.Time) {
 		return
 	}
 	defer d.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(d.Fd()), &st) == nil && st.Nlink == 2 {
+		return // no folder is in it, whatever else
+	}
 	for {
 		list, err := d.ReadDir(1000)
 		for _, e := range list {
