@@ -124,7 +124,8 @@ type sink struct {
 	Addr string
 	// Refuse, if set, answers RCPT; "" accepts.
 	Refuse func(rcpt string) string
-	LMTP   bool // a verdict for each recipient
+	LMTP   bool   // a verdict for each recipient
+	More   string // further extensions, each as a reply line with CRLF
 
 	ln net.Listener
 	wg sync.WaitGroup
@@ -221,7 +222,7 @@ func (s *sink) dialog(c net.Conn) {
 				say("500 5.5.1 wrong protocol")
 				continue
 			}
-			say("250-sink.test\r\n250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
+			say("250-sink.test\r\n" + s.More + "250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
 		case "XFORWARD":
 			m.Xforward = append(m.Xforward, rest)
 			say("250 2.0.0 ok")
