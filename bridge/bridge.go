@@ -64,6 +64,7 @@ type Bridge struct {
 	quota   quotas
 	errors  budgets
 	counts  counters
+	gather  gathering
 	jobs    *jobs.Jobs
 	started time.Time
 	// lastMail is when a mail came in last, in nanoseconds of the monotonic clock since started; 0: never.

@@ -74,6 +74,20 @@ func (b *Bridge) notice(item *spool.Item, tell []envelope.Outcome, until time.Ti
 		Header:  item.Header,
 		Explain: b.explain(item),
 	})
+	a, err := b.ownNotice(id, mail, content, item.Env.ID, now)
+	if err != nil {
+		return nil, err
+	}
+	leg := &a.item.Legs[0]
+	if at := b.gather.wait(mail.Recipients[0].Addr, tell, now); !at.IsZero() && leg.State == spool.Due {
+		leg.State, leg.At, leg.Last.Text = spool.Deferred, at, gathered
+	}
+	return a, nil
+}
+
+// ownNotice makes the item of a notification that this node has written.
+func (b *Bridge) ownNotice(id envelope.ID, mail *envelope.Mail, content []byte, parent envelope.ID, now time.Time) (*addition, error) {
+	p := b.Policy()
 	body := b.spool.NewBody()
 	if _, err := body.Write(content); err != nil {
 		body.Discard()
@@ -86,7 +100,7 @@ func (b *Bridge) notice(item *spool.Item, tell []envelope.Outcome, until time.Ti
 	env := &envelope.Envelope{ID: id, Origin: b.ID(), Kind: envelope.KindMail, Created: now, Mail: mail, Size: body.Size(), Sum: body.Sum(),
 		Expires: now.Add(p.Limits.Lifetime)}
 	mail.Client.Proto = "local"
-	next := &spool.Item{Env: env, Trust: "control", Entered: now, Parent: item.Env.ID, Outcomes: make([]envelope.Outcome, len(mail.Recipients))}
+	next := &spool.Item{Env: env, Trust: "control", Entered: now, Parent: parent, Outcomes: make([]envelope.Outcome, len(mail.Recipients))}
 	var all []int
 	for i := range mail.Recipients {
 		all = append(all, i)
@@ -200,9 +214,8 @@ func (b *Bridge) delayNotices(now time.Time) {
 			if it.Env.Kind != envelope.KindMail || !b.own(it.Env) {
 				continue
 			}
-			if it.Entered.After(youngest) {
-				d.under = false // and so are all that follow
-				break
+			if it.Entered.After(youngest) && !missed(it, now) {
+				continue
 			}
 			if it.Delayed || it.Env.Mail.Sender == "" {
 				continue
@@ -212,6 +225,12 @@ func (b *Bridge) delayNotices(now time.Time) {
 			}
 		}
 	}
+}
+
+// missed reports whether the time is over by which a mail was to be delivered, or its sender told (RFC 2852, mode N).
+func missed(it *spool.Item, now time.Time) bool {
+	m := it.Env.Mail
+	return m != nil && m.By != nil && !m.By.Return && !now.Before(m.By.Deadline)
 }
 
 // delayed sends the delay notice of one mail if its time has come.
@@ -227,15 +246,20 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 		if node, ok := leg.Dest.Node(); ok && leg.Carrier != "" && b.Policy().oneWay(node) > 0 {
 			continue // nothing more will be known
 		}
-		if leg.Dest == spool.DeadDest || now.Sub(it.Entered) < b.patience(leg.Dest) {
+		by := missed(it, now)
+		if leg.Dest == spool.DeadDest || !by && now.Sub(it.Entered) < b.patience(leg.Dest) {
 			continue
 		}
 		s := leg.Last
 		if s.Code/100 != 4 {
 			s = envelope.Status{Code: 451, Enhanced: "4.4.1", Text: "waiting for the next contact"}
 		}
+		if by {
+			s = envelope.Status{Code: 451, Enhanced: "4.4.7", Text: envelope.OneLine("not delivered by the time that was asked for: "+s.Text, envelope.MaxStatusText)}
+		}
 		for _, i := range leg.Rcpts {
-			if !it.Outcomes[i].Action.Final() && bounce.Wanted(it.Env, i, envelope.ActionDelayed) && !b.unasked(it, i) {
+			want := bounce.Wanted(it.Env, i, envelope.ActionDelayed) || by && it.Env.Mail.Recipients[i].Notify&envelope.NotifyNever == 0
+			if !it.Outcomes[i].Action.Final() && want && !b.unasked(it, i) {
 				tell = append(tell, envelope.Outcome{Addr: it.Outcomes[i].Addr, Action: envelope.ActionDelayed, Status: s, At: now})
 			}
 		}

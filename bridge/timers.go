@@ -101,6 +101,9 @@ func (b *Bridge) wakeAll(refs []spool.Ref, now time.Time) (progress bool) {
 		}
 		return nil
 	})
+	if err == nil {
+		again = b.digest(again, now)
+	}
 	if err == nil && len(again) > 0 {
 		err = b.spool.ApplyUrgent(func(tx *spool.Tx) error {
 			for _, ref := range again {
