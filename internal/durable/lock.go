@@ -64,5 +64,7 @@ func (l *Locked) Unlock() error {
 	}
 	f := l.f
 	l.f = nil
-	return f.Close()
+	// Not by closing alone: a process that is being started at this moment has a copy of the file until its exec.
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	return errors.Join(err, f.Close())
 }

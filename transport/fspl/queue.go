@@ -76,7 +76,10 @@ func (c counter) lock(wait bool) (unlock func(), err error) {
 		}
 		return nil, err
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		syscall.Flock(int(f.Fd()), syscall.LOCK_UN) // a process that is being started may have a copy of the file
+		f.Close()
+	}, nil
 }
 
 // get reads the number; a missing file is 1.
