@@ -27,7 +27,7 @@ func (b *Bridge) Mail(_ context.Context, m *envelope.Mail, declared int64) error
 }
 
 // Rcpt checks that a forward-path leads somewhere (smtpd.Acceptor).
-func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient) error {
+func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient, declared int64) error {
 	p := b.Policy()
 	if len(m.Recipients) >= p.Limits.Recipients {
 		return envelope.NewStatus(452, "4.5.3", fmt.Sprintf("more than %d recipients", p.Limits.Recipients))
@@ -36,8 +36,8 @@ func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient
 		_, err := b.order(m, r.Addr)
 		return err
 	}
-	d, err := p.Routes.Lookup(m.Sender, p.qualify(r.Addr), 0)
-	if err == nil && !d.Deliver && p.letterBox(p.qualify(r.Addr)) {
+	addr, d, err := p.place(m, p.qualify(r.Addr), declared)
+	if err == nil && !d.Deliver && p.letterBox(addr) {
 		return refuseLetter()
 	}
 	return err
@@ -234,7 +234,8 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 	p := b.Policy()
 	now := b.now()
 	m := env.Mail
-	m.Sender = p.qualify(m.Sender)
+	m.Sender = p.Local.rewrite(p.qualify(m.Sender), false)
+	p.archive(m)
 	item := &spool.Item{Env: env, Trust: trust, Entered: now, Outcomes: make([]envelope.Outcome, len(m.Recipients))}
 	var life time.Duration
 	longest := time.Duration(0) // that every destination takes; 0: any
@@ -243,11 +244,13 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 		r := &m.Recipients[i]
 		r.Addr = p.qualify(r.Addr)
 		item.Outcomes[i].Addr = r.Addr
-		d, err := p.Routes.Lookup(m.Sender, r.Addr, env.Size)
+		addr, d, err := p.place(m, r.Addr, env.Size)
 		if node, ok := p.orderNode(r.Addr); ok {
 			// a job is no mail, whatever the rules say of its address
 			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by this sender")
 		}
+		redirect(r, addr)
+		item.Outcomes[i].Addr = r.Addr
 		if err != nil {
 			k, ok := legs[spool.DeadDest]
 			if !ok {

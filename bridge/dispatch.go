@@ -132,6 +132,9 @@ func (d *dispatcher) due(q spool.Dest) {
 				return deliver.New(via, deliver.Options{Hostname: d.b.Policy().Domain})
 			}
 		}
+		if via == viaAliases {
+			open = func(string) (deliver.Transport, error) { return expander{d.b}, nil }
+		}
 		to, err := open(via)
 		if err != nil {
 			d.failed(q, p, envelope.Status{Code: 451, Enhanced: "4.3.5", Text: err.Error()})

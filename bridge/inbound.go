@@ -70,10 +70,13 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 	for i := range e.Mail.Recipients {
 		addr := e.Mail.Recipients[i].Addr
 		item.Outcomes[i].Addr = addr
-		d, err := p.Routes.Lookup(e.Mail.Sender, addr, e.Size)
+		to, d, err := p.place(e.Mail, addr, e.Size)
 		if err != nil && strings.HasSuffix(strings.ToLower(addr), ".mochila") {
 			// names of nodes are local: what a peer calls us ends here as our own name
-			d, err = p.Routes.Lookup(e.Mail.Sender, localPart(addr)+"@"+p.Name+".mochila", e.Size)
+			to, d, err = p.place(e.Mail, localPart(addr)+"@"+p.Name+".mochila", e.Size)
+			if strings.EqualFold(to, localPart(addr)+"@"+p.Name+".mochila") {
+				to = addr
+			}
 		}
 		if node, ok := p.orderNode(addr); ok {
 			// jobs are made by users of this node; a peer makes its own
@@ -83,10 +86,12 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 		case err != nil:
 			put(spool.DeadDest, i, statusOf(err))
 		case d.Deliver:
+			redirect(&e.Mail.Recipients[i], to)
 			put(spool.ViaDest(d.Rule.Via), i, envelope.Status{})
-		case !matchAny(peer.SendTo, addr) || d.Rule.Node == e.Origin:
+		case to == addr && !matchAny(peer.SendTo, addr) || d.Rule.Node == e.Origin && to == addr:
 			put(spool.DeadDest, i, envelope.Status{Code: 550, Enhanced: "5.7.1", Text: fmt.Sprintf("node %s may not send to <%s> through this node", peer.Name, addr)})
 		default:
+			redirect(&e.Mail.Recipients[i], to)
 			put(spool.NodeDest(d.Rule.Node), i, envelope.Status{})
 		}
 	}

@@ -24,7 +24,7 @@ func (n *node) hand(c envelope.Client, from, text string, to ...string) (id stri
 	}
 	for _, a := range to {
 		r := envelope.Recipient{Addr: a}
-		if err := n.b.Rcpt(ctx, m, &r); err != nil {
+		if err := n.b.Rcpt(ctx, m, &r, 0); err != nil {
 			return "", err
 		}
 		m.Recipients = append(m.Recipients, r)

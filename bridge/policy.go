@@ -21,6 +21,7 @@ type Policy struct {
 	Limits      Limits
 	BounceVia   string      // where DSNs go that no deliver or route rule takes; "" = dead letters
 	Postmaster  string      // address behind <postmaster>; "" = postmaster@Domain
+	Local       Local       // what becomes of addresses at the border
 	Jobs        jobs.Policy // handlers and limits; names of nodes and retry times come from the rest
 }
 

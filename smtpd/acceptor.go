@@ -13,8 +13,8 @@ type Acceptor interface {
 	// Mail is asked once MAIL has been parsed; m has no recipients yet, m.Client is complete. declared is the
 	// SIZE= parameter, 0 when absent.
 	Mail(ctx context.Context, m *envelope.Mail, declared int64) error
-	// Rcpt is asked for each RCPT before it is appended to m.Recipients.
-	Rcpt(ctx context.Context, m *envelope.Mail, r *envelope.Recipient) error
+	// Rcpt is asked for each RCPT before it is appended to m.Recipients; declared as above.
+	Rcpt(ctx context.Context, m *envelope.Mail, r *envelope.Recipient, declared int64) error
 	// Data is asked at DATA, with at least one recipient. What is written to the Intake is canonical: lines end
 	// in CRLF, dots are unstuffed.
 	Data(ctx context.Context, m *envelope.Mail) (Intake, error)

@@ -252,7 +252,7 @@ func (c *conn) vrfy(args string) {
 		c.fail(501, "5.1.3", "bad address syntax")
 		return
 	}
-	if err := c.srv.Acceptor.Rcpt(c.ctx, &envelope.Mail{Client: c.client()}, &envelope.Recipient{Addr: addr}); err != nil {
+	if err := c.srv.Acceptor.Rcpt(c.ctx, &envelope.Mail{Client: c.client()}, &envelope.Recipient{Addr: addr}, 0); err != nil {
 		c.replyStatus(c.refusal(err))
 		return
 	}

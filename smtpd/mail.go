@@ -114,7 +114,7 @@ func (c *conn) checkRcpt(r *envelope.Recipient) error {
 	if !c.mayRelay() && (c.srv.OpenTo == nil || !c.srv.OpenTo(r.Addr)) {
 		return envelope.NewStatus(550, "5.7.1", relayDenied)
 	}
-	return c.srv.Acceptor.Rcpt(c.ctx, c.mail, r)
+	return c.srv.Acceptor.Rcpt(c.ctx, c.mail, r, c.size)
 }
 
 // mark makes refusals errors for clients that have no business being refused often; a trusted mail server may

@@ -32,7 +32,7 @@ func (a *memory) Mail(ctx context.Context, m *envelope.Mail, declared int64) err
 	return verdictFor(m.Sender)
 }
 
-func (a *memory) Rcpt(ctx context.Context, m *envelope.Mail, r *envelope.Recipient) error {
+func (a *memory) Rcpt(ctx context.Context, m *envelope.Mail, r *envelope.Recipient, _ int64) error {
 	return verdictFor(r.Addr)
 }
 

@@ -27,13 +27,20 @@ func (t *Table) Explain(sender, rcpt string, size int64) []Step {
 		}
 		for i := range rules {
 			s := Step{Rule: &rules[i], Deliver: deliver, Index: i}
-			s.Matches, s.Why = rules[i].explain(sender, rcpt)
+			s.Matches, s.Why = rules[i].explain(sender, rcpt, size)
 			if s.Matches && decided {
 				s.Why += ", but a rule before it has decided"
 			} else if s.Matches {
 				s.Decides, decided = true, true
 				if refusal := rules[i].tooLarge(size); refusal != nil {
 					s.Why += "; refused: " + refusal.Error()
+				}
+				switch {
+				case rules[i].Known == nil || rules[i].Known.Has(rcpt):
+				case rules[i].CatchAll != "":
+					s.Why += "; it is not in recipients: " + rules[i].CatchAll + " gets it"
+				default:
+					s.Why += "; refused: it is not in recipients"
 				}
 			}
 			steps = append(steps, s)
@@ -42,7 +49,7 @@ func (t *Table) Explain(sender, rcpt string, size int64) []Step {
 	return steps
 }
 
-func (r *Rule) explain(sender, rcpt string) (bool, string) {
+func (r *Rule) explain(sender, rcpt string, size int64) (bool, string) {
 	if _, domain := Split(rcpt); domain == "" {
 		return false, fmt.Sprintf("%q has no domain", rcpt)
 	}
@@ -52,6 +59,9 @@ func (r *Rule) explain(sender, rcpt string) (bool, string) {
 	}
 	if !fromMatches(r.From, sender) {
 		return false, fmt.Sprintf("to matches %q, but the sender <%s> is not in from = %s", to, sender, list(r.From))
+	}
+	if r.UpTo > 0 && size > r.UpTo {
+		return false, fmt.Sprintf("to matches %q, but the mail of %d bytes is above up_to = %d", to, size, r.UpTo)
 	}
 	if len(r.From) > 0 {
 		return true, fmt.Sprintf("to matches %q and the sender <%s> is in from", to, sender)

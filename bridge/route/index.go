@@ -17,7 +17,10 @@ type index struct {
 }
 
 // compiled is what is left to check of a rule that an entry leads to.
-type compiled struct{ from []Pattern }
+type compiled struct {
+	from []Pattern
+	upTo int64
+}
 
 // entry is one To pattern: lists of entries are in the order of the rules.
 type entry struct {
@@ -62,6 +65,7 @@ func (x *index) add(i int, r Rule) error {
 			x.mailboxes[k] = append(x.mailboxes[k], e)
 		}
 	}
+	x.rules[i].upTo = r.UpTo
 	for _, s := range r.From {
 		p, err := ParsePattern(s)
 		if err != nil {
@@ -73,7 +77,7 @@ func (x *index) add(i int, r Rule) error {
 }
 
 // find returns the first rule whose To and From match.
-func (x *index) find(sender, rcpt string) (rule int, pattern string, ok bool) {
+func (x *index) find(sender, rcpt string, size int64) (rule int, pattern string, ok bool) {
 	local, domain := Split(rcpt)
 	domain = Fold(domain)
 	rule = len(x.rules)
@@ -82,7 +86,7 @@ func (x *index) find(sender, rcpt string) (rule int, pattern string, ok bool) {
 			if e.rule >= rule {
 				return // one before it is found already
 			}
-			if x.rules[e.rule].allows(sender) {
+			if x.rules[e.rule].allows(sender, size) {
 				rule, pattern, ok = e.rule, e.pattern, true
 				return
 			}
@@ -107,7 +111,10 @@ func (x *index) find(sender, rcpt string) (rule int, pattern string, ok bool) {
 	return rule, pattern, ok
 }
 
-func (c compiled) allows(sender string) bool {
+func (c compiled) allows(sender string, size int64) bool {
+	if c.upTo > 0 && size > c.upTo {
+		return false
+	}
 	if len(c.from) == 0 {
 		return true
 	}

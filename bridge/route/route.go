@@ -27,6 +27,35 @@ type Rule struct {
 	Lifetime time.Duration     // 0: the default
 	KeepHop  bool              // keep = "hop"
 	OneWay   int               // sends, after which the mail counts as sent; 0: the path answers
+	UpTo     int64             // bytes; larger mail is not for this rule, but for a later one; 0: any size
+	Known    Addresses         // the recipients that exist; nil: not known here
+	CatchAll string            // with Known: who gets the mail of those that do not exist; "" refuses it
+}
+
+// Addresses is a set of addresses, made by NewAddresses.
+type Addresses map[string]bool
+
+// NewAddresses makes a set. Each member is an address, or a local part that exists in every domain of its rule.
+func NewAddresses(list []string) Addresses {
+	set := Addresses{}
+	for _, a := range list {
+		set[foldAddress(a)] = true
+	}
+	return set
+}
+
+// Has reports whether an address is in the set. Case does not matter.
+func (a Addresses) Has(addr string) bool {
+	local, _ := Split(addr)
+	return a[foldAddress(addr)] || a[mailboxLocal(Unquote(local))]
+}
+
+func foldAddress(addr string) string {
+	local, domain := Split(addr)
+	if domain == "" {
+		return mailboxLocal(Unquote(addr))
+	}
+	return mailboxLocal(Unquote(local)) + "@" + Fold(domain)
 }
 
 // target names where the rule leads, for people.
@@ -57,6 +86,7 @@ type Decision struct {
 	Deliver bool   // a rule of Table.Deliver; else of Table.Route
 	Index   int    // its place in that list
 	Pattern string // the To pattern that matched
+	Rcpt    string // the rule's CatchAll, which gets the mail instead; "" = the recipient itself
 }
 
 // New checks every rule and returns a table that finds them fast. The error names the rule by list and number,
@@ -76,7 +106,8 @@ func New(deliver, route []Rule) (Table, error) {
 // Lookup finds the rule for one recipient of a mail of size bytes (0 or less: not known yet). Both addresses are
 // wire text; sender "" is the null sender; an unqualified recipient must have got this node's domain before. The
 // error is always an *envelope.Status: 550 5.1.2 when no rule matches, 550 5.1.1 when deliver rules name other users of
-// its domain, 501 5.1.3 for a recipient without a domain, 552 5.3.4 when the rule that matches has a smaller size limit.
+// its domain or the rule does not know this one, 501 5.1.3 for a recipient without a domain, 552 5.3.4 when the rule that
+// matches has a smaller size limit.
 func (t *Table) Lookup(sender, rcpt string, size int64) (Decision, error) {
 	_, domain := Split(rcpt)
 	if domain == "" {
@@ -87,13 +118,19 @@ func (t *Table) Lookup(sender, rcpt string, size int64) (Decision, error) {
 		index   *index
 		deliver bool
 	}{{t.Deliver, t.deliver, true}, {t.Route, t.route, false}} {
-		i, pattern, ok := find(list.rules, list.index, sender, rcpt)
+		i, pattern, ok := find(list.rules, list.index, sender, rcpt, size)
 		if !ok {
 			continue
 		}
 		d := Decision{Rule: &list.rules[i], Deliver: list.deliver, Index: i, Pattern: pattern}
 		if s := d.Rule.tooLarge(size); s != nil {
 			return d, s
+		}
+		if d.Rule.Known != nil && !d.Rule.Known.Has(rcpt) {
+			if d.Rule.CatchAll == "" {
+				return d, envelope.NewStatus(550, "5.1.1", fmt.Sprintf("no such recipient at %q", domain))
+			}
+			d.Rcpt = d.Rule.CatchAll
 		}
 		return d, nil
 	}
@@ -125,12 +162,12 @@ func (r *Rule) tooLarge(size int64) *envelope.Status {
 }
 
 // find returns the first rule of a list for a pair of addresses.
-func find(rules []Rule, x *index, sender, rcpt string) (i int, pattern string, ok bool) {
+func find(rules []Rule, x *index, sender, rcpt string, size int64) (i int, pattern string, ok bool) {
 	if x != nil && len(x.rules) == len(rules) {
-		return x.find(sender, rcpt)
+		return x.find(sender, rcpt, size)
 	}
 	for i := range rules {
-		if p, ok := matchAny(rules[i].To, rcpt); ok && fromMatches(rules[i].From, sender) {
+		if p, ok := matchAny(rules[i].To, rcpt); ok && fromMatches(rules[i].From, sender) && (rules[i].UpTo == 0 || size <= rules[i].UpTo) {
 			return i, p, true
 		}
 	}

@@ -40,6 +40,7 @@ func (k *checker) all() {
 	k.delivers()
 	k.handlers()
 	k.dkim()
+	k.border()
 	k.reach()
 }
 
@@ -318,7 +319,7 @@ type taker struct {
 func (k *checker) routes() {
 	taken := map[string]taker{}
 	for _, d := range k.c.Delivers {
-		if anySender(d.From) && d.MaxSize == 0 {
+		if anySender(d.From) && d.MaxSize == 0 && d.UpTo == 0 {
 			for _, to := range d.To {
 				taken[strings.ToLower(to)] = taker{"[[deliver]]", d.at}
 			}
@@ -369,7 +370,7 @@ func (k *checker) routes() {
 					break
 				}
 			}
-			if anySender(r.From) && r.MaxSize == 0 {
+			if anySender(r.From) && r.MaxSize == 0 && r.UpTo == 0 {
 				if _, ok := taken[to]; !ok {
 					taken[to] = taker{"[[route]]", r.at}
 				}
@@ -423,7 +424,7 @@ func (k *checker) delivers() {
 					break
 				}
 			}
-			if _, ok := taken[to]; !ok && anySender(d.From) && d.MaxSize == 0 {
+			if _, ok := taken[to]; !ok && anySender(d.From) && d.MaxSize == 0 && d.UpTo == 0 {
 				taken[to] = d
 			}
 		}

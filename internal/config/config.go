@@ -25,6 +25,13 @@ type Config struct {
 	Jobs    Jobs    `toml:"jobs"`
 	Limits  Limits  `toml:"limits"`
 
+	Aliases  []string  `toml:"aliases"` // files in the form of aliases(5), for names of Domain; the first that has a name wins
+	Archive  string    `toml:"archive"` // gets a copy of every mail that enters here
+	Rewrites []Rewrite `toml:"rewrite"`
+
+	// LocalNames is what the files of Aliases say.
+	LocalNames Aliases `toml:"-"`
+
 	Routes   []Route   `toml:"route"`   // mochila.toml first, then peers/*.toml by name, each in file order
 	Contacts []Contact `toml:"contact"` // as Routes
 	Delivers []Deliver `toml:"deliver"` // as Routes
@@ -134,9 +141,13 @@ type Route struct {
 	Lifetime Duration `toml:"lifetime"` // 0: [limits] lifetime
 	OneWay   bool     `toml:"oneway"`   // nothing ever comes back from the node
 	Repeat   int      `toml:"repeat"`   // with OneWay: a mail is sent so often, default 3
-	Keep     string   `toml:"keep"`     // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
+	UpTo     Size     `toml:"up_to"`    // larger mail is for a later rule; 0: any size
+	// Recipients is a file of the addresses that exist there; others are refused at once. "": unknown.
+	Recipients string `toml:"recipients"`
+	Keep       string `toml:"keep"` // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
 
-	at source
+	Known []string `toml:"-"` // what Recipients says; nil: anybody
+	at    source
 }
 
 // Contact is one [[contact]]: when and how a neighbour is reached.
@@ -161,8 +172,13 @@ type Deliver struct {
 	From    []string `toml:"from"`     // as in Route
 	Via     string   `toml:"via"`      // smtp: lmtp: maildir: sendmail: pipe:
 	MaxSize Size     `toml:"max_size"` // 0: no limit but [smtp] max_size
+	UpTo    Size     `toml:"up_to"`    // as in Route
+	// Recipients is a file of the addresses that exist here; others are refused at once, or go to CatchAll.
+	Recipients string `toml:"recipients"`
+	CatchAll   string `toml:"catch_all"`
 
-	at source
+	Known []string `toml:"-"` // what Recipients says; nil: anybody
+	at    source
 }
 
 // Handler is one [[handler]]: a program that peers may run by a job.

@@ -125,6 +125,9 @@ func (c *Config) mark(f *file) {
 	for i := range c.Delivers {
 		c.Delivers[i].at = source{f, fmt.Sprintf("deliver[%d]", i)}
 	}
+	for i := range c.Rewrites {
+		c.Rewrites[i].at = source{f, fmt.Sprintf("rewrite[%d]", i)}
+	}
 	for i := range c.DKIM {
 		c.DKIM[i].at = source{f, fmt.Sprintf("dkim[%d]", i)}
 	}

@@ -23,12 +23,55 @@ func home(t *testing.T, main string) Home {
 	if err := os.WriteFile(h.Config(), []byte(main), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	for name, text := range map[string]string{"aliases": testAliases, "users": "# who exists\nana\nbob@camp.example OK\n"} {
+		if err := os.WriteFile(filepath.Join(h.Base, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, n := range []string{"ferry", "hub"} {
 		if err := WritePeer(h, PeerFile{Peer: Peer{Node: n, Card: "card of " + n}, Contacts: []Contact{{Carrier: "tcp:" + n + ".example:2424"}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return h
+}
+
+const testAliases = "# local names\nRoot: ana\nstaff: ana,\n\t\"b, c\"@x.example , \\dora\n\n\"a b\" : bob\n"
+
+// TestAliasFiles: what is wrong with a file is named with its line.
+func TestAliasFiles(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]string{
+		"root ana\n":                       "line 1: it has no colon",
+		"root: ana\nroot: bob\n":           `line 2: "root" is there twice`,
+		"  ana\n":                          "line 1: it continues nothing",
+		"root: |/bin/prog\n":               "is a program or a file",
+		"root: ana, /var/mail/root\n":      "is a program or a file",
+		"root:\n":                          `"root" leads nowhere`,
+		": ana\n":                          "no name in front of the colon",
+		"root: :include:/not/there\n":      "no such file",
+		"root: :include:relative\n":        "not an absolute path",
+		"root: :fail: no\n":                "means nothing here",
+		"x: " + strings.Repeat("y", 2<<20): "token too long",
+	} {
+		path := filepath.Join(dir, "aliases")
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadAliases(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", text, err, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "list"), []byte("ana@x.example\nbob@x.example,\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "aliases"), []byte("all: :include:"+dir+"/list, carl\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a, err := ReadAliases(filepath.Join(dir, "aliases"))
+	if want := (Aliases{"all": {"ana@x.example", "bob@x.example", "carl"}}); err != nil || !reflect.DeepEqual(a, want) {
+		t.Errorf("got %v, %v", a, err)
+	}
 }
 
 // speak writes problems as the files in testdata do.
@@ -180,6 +223,8 @@ func TestWhole(t *testing.T) {
 		"max_count":   {c.Peers[2].MaxCount, 7},
 		"not touched": {c.Peers[1].SendAs, []string(nil)},
 		"card":        {strings.Fields(c.Peers[2].Card), []string{"card", "of", "hub"}},
+		"aliases":     {c.LocalNames, Aliases{"root": {"ana"}, "staff": {"ana", "\"b, c\"@x.example", "dora"}, "a b": {"bob"}}},
+		"recipients":  {c.Delivers[0].Known, []string{"ana", "bob@camp.example"}},
 		"bounce":      {c.Bounce.Via, "smtp:127.0.0.1:10026"},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {

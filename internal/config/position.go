@@ -94,7 +94,7 @@ func (f *file) units(target reflect.Type) (ps Problems) {
 // isList reports whether a table may be there several times.
 func isList(name string) bool {
 	switch name {
-	case "route", "contact", "deliver", "handler", "peer", "dkim":
+	case "route", "contact", "deliver", "handler", "peer", "dkim", "rewrite":
 		return true
 	}
 	return false

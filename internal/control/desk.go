@@ -27,7 +27,7 @@ func (d *dropDesk) Submit(ctx context.Context, name string, m *envelope.Mail) (f
 	if err != nil {
 		return nil, err
 	}
-	return (*Node)(d).signed(in, m), nil
+	return (*Node)(d).entering(in, m), nil
 }
 
 func (d *dropDesk) Seen(name string) bool { return (*Node)(d).bridge.SeenFile(name) }
@@ -49,7 +49,7 @@ func (d *submitDesk) Submit(ctx context.Context, m *envelope.Mail) (smtpd.Intake
 	if err != nil {
 		return nil, err
 	}
-	return d.signed(in, m), nil
+	return d.entering(in, m), nil
 }
 
 func (d *submitDesk) List(ctx context.Context, uid int64, all bool, w io.Writer) error {

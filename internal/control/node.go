@@ -253,6 +253,10 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 			UserCount: c.Limits.UserCount, UserBytes: int64(c.Limits.UserBytes),
 		}}
 	p.Jobs = jobsPolicy(c)
+	var err error
+	if p.Local, err = localPolicy(c); err != nil {
+		return nil, err
+	}
 	ids := map[string]envelope.NodeID{}
 	for i := range c.Peers {
 		x := &c.Peers[i]
@@ -293,11 +297,12 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 	var delivers, routes []route.Rule
 	for i := range c.Delivers {
 		d := &c.Delivers[i]
-		delivers = append(delivers, route.Rule{To: d.To, From: d.From, MaxSize: int64(d.MaxSize), Via: d.Via})
+		delivers = append(delivers, route.Rule{To: d.To, From: d.From, MaxSize: int64(d.MaxSize), Via: d.Via, UpTo: int64(d.UpTo), Known: addresses(d.Known), CatchAll: d.CatchAll})
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]
-		x := route.Rule{To: r.To, From: r.From, MaxSize: int64(r.MaxSize), Node: ids[r.Node], NodeName: r.Node, Lifetime: time.Duration(r.Lifetime), KeepHop: r.Keep == "hop", OneWay: r.Repeat}
+		x := route.Rule{To: r.To, From: r.From, MaxSize: int64(r.MaxSize), Node: ids[r.Node], NodeName: r.Node, Lifetime: time.Duration(r.Lifetime), KeepHop: r.Keep == "hop", OneWay: r.Repeat,
+			UpTo: int64(r.UpTo), Known: addresses(r.Known)}
 		for _, name := range r.Path {
 			x.Path = append(x.Path, ids[name])
 		}
@@ -310,6 +315,27 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 	}
 	p.Routes = table
 	return p, nil
+}
+
+// localPolicy is what changes addresses.
+func localPolicy(c *config.Config) (bridge.Local, error) {
+	l := bridge.Local{Aliases: c.LocalNames, Archive: c.Archive}
+	for _, r := range c.Rewrites {
+		from, err := route.ParsePattern(r.From)
+		if err != nil {
+			return l, err
+		}
+		l.Rewrite = append(l.Rewrite, bridge.Rewrite{From: from, To: r.To, Out: r.Where == "out", Headers: r.Headers})
+	}
+	return l, nil
+}
+
+// addresses makes the set of a rule's recipients, nil when anybody may be one.
+func addresses(list []string) route.Addresses {
+	if list == nil {
+		return nil
+	}
+	return route.NewAddresses(list)
 }
 
 // defaultRules adds what pairing promises: NAME.mochila of every peer is routed to it, and this node's own name ends

@@ -232,5 +232,5 @@ func (d mailDesk) Data(ctx context.Context, m *envelope.Mail) (smtpd.Intake, err
 	if err != nil {
 		return nil, err
 	}
-	return d.node.signed(in, m), nil
+	return d.node.entering(in, m), nil
 }

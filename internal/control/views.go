@@ -227,7 +227,7 @@ func (n *Node) routeTest(from, to string, size int64) *RouteTest {
 		}
 		t.Why = append(t.Why, fmt.Sprintf("[[%s]] %d to %s: %s", kind, x.Index+1, strings.Join(x.Rule.To, ", "), x.Why))
 	}
-	d, err := p.Routes.Lookup(from, to, size)
+	to, d, err := p.Place(from, to, size)
 	switch {
 	case err != nil:
 		t.Result, t.Status = err.Error(), err
