@@ -128,7 +128,7 @@ func (s *signingIntake) decide(n int) error {
 	s.header = nil
 	if n > 0 && n <= dkim.MaxHeader {
 		if k := s.keys.For(all[:n]); k != nil {
-			sig, err := k.Sign()
+			sig, err := k.Sign(all[:n])
 			if err != nil {
 				s.log.Warn("a mail is not signed: " + err.Error())
 			}

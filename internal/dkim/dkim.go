@@ -2,8 +2,8 @@
 // mail policy: whoever has one can put a domain's name under mail. They open nothing that travels between nodes, and
 // have nothing to do with a node's identity, which is why they live here and not in internal/seal.
 //
-// The signature is relaxed/relaxed and covers the header fields of RFC 6376 section 5.4.1, From also once more than it
-// is there, so that none can be added.
+// The signature is relaxed/relaxed and covers those header fields of RFC 6376 section 5.4.1 that are there, From once more
+// than it is, so that none can be added. Fields that are not there are not covered: a mailing list adds some.
 package dkim
 
 import (
@@ -31,7 +31,7 @@ const MaxHeader = 256 << 10
 const maxKeyFile = 64 << 10
 
 // signed are the fields that a signature covers, where they are there.
-var signed = []string{"From", "From", "Reply-To", "Subject", "Date", "To", "Cc", "Message-Id", "In-Reply-To", "References", "Sender",
+var signed = []string{"From", "Reply-To", "Subject", "Date", "To", "Cc", "Message-Id", "In-Reply-To", "References", "Sender",
 	"MIME-Version", "Content-Type", "Content-Transfer-Encoding", "Content-Id", "Content-Description", "Resent-Date", "Resent-From",
 	"Resent-To", "Resent-Cc", "Resent-Message-Id", "List-Id", "List-Help", "List-Unsubscribe", "List-Subscribe", "List-Post",
 	"List-Owner", "List-Archive"}
@@ -148,6 +148,23 @@ func (ks Keys) For(header []byte) *Key {
 	return nil
 }
 
+// covered are the names of the fields that a signature of this header covers.
+func covered(header []byte) []string {
+	have := map[string]bool{}
+	for line := range bytes.Lines(unfold(header)) {
+		if name, _, ok := bytes.Cut(line, []byte(":")); ok {
+			have[strings.ToLower(string(bytes.TrimRight(name, " \t")))] = true
+		}
+	}
+	names := []string{"From"} // it comes again below
+	for _, name := range signed {
+		if have[strings.ToLower(name)] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // unfold joins continued lines.
 func unfold(header []byte) []byte {
 	header = bytes.ReplaceAll(header, []byte("\r\n "), []byte(" "))
@@ -162,9 +179,9 @@ type Signature struct {
 	closed bool
 }
 
-// Sign begins the signature of one mail.
-func (k *Key) Sign() (*Signature, error) {
-	s, err := dkim.NewSigner(&dkim.SignOptions{Domain: k.Domain, Selector: k.Selector, Signer: k.signer, HeaderKeys: signed,
+// Sign begins the signature of one mail with the given header.
+func (k *Key) Sign(header []byte) (*Signature, error) {
+	s, err := dkim.NewSigner(&dkim.SignOptions{Domain: k.Domain, Selector: k.Selector, Signer: k.signer, HeaderKeys: covered(header),
 		HeaderCanonicalization: dkim.CanonicalizationRelaxed, BodyCanonicalization: dkim.CanonicalizationRelaxed})
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", k.Domain, err)

@@ -79,7 +79,7 @@ func TestSign(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := k.Sign()
+		s, err := k.Sign([]byte(text[:strings.Index(text, "\r\n\r\n")+2]))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,10 @@ func TestSign(t *testing.T) {
 		if err := verify(t, k, field+text); err != nil {
 			t.Errorf("%s: %v\n%s", name, err, field)
 		}
-		if err := verify(t, k, "Received: x\r\n"+field+"X-New: y\r\n"+text); err != nil {
+		if !strings.Contains(field, "h=From:From:Subject:To;") {
+			t.Errorf("%s covers other fields: %s", name, field)
+		}
+		if err := verify(t, k, "Received: x\r\n"+field+"List-Id: a list\r\n"+text); err != nil {
 			t.Errorf("%s, with trace fields: %v", name, err)
 		}
 		for what, bad := range map[string]string{"body": text + "more\r\n", "subject": strings.Replace(text, "odd", "even", 1),
@@ -161,7 +164,7 @@ func TestLoad(t *testing.T) {
 // TestGivenUp: a signature that is not finished leaves nothing behind, and a broken mail is an error of Field alone.
 func TestGivenUp(t *testing.T) {
 	k := &Key{Domain: "camp.example", Selector: "s", signer: edKey(t)}
-	s, err := k.Sign()
+	s, err := k.Sign([]byte("From: a@camp.example\r\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
