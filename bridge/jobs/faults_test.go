@@ -350,3 +350,83 @@ func TestGapOfForgottenNumbers(t *testing.T) {
 	w.settle([]envelope.ID{next})
 	w.expect(w.a, next, "done")
 }
+
+// TestRestoredOriginIsHeard: what an origin answers after it was put back from an older copy is newer than all that it has
+// answered before, however often that was.
+func TestRestoredOriginIsHeard(t *testing.T) {
+	w := calm(t)
+	w.a.enqueue(cmd(), "1")
+	w.turn(3)
+	number := func() (n uint64) {
+		t.Helper()
+		err := w.a.sp.Apply(func(tx *spool.Tx) error {
+			k := chanKey{w.b.id, "x"}
+			c, err := out(tx, k)
+			if err != nil {
+				return err
+			}
+			list, err := w.a.j.resumes(tx, c, "x", w.b.inc)
+			if err != nil {
+				return err
+			}
+			n = list[len(list)-1].Number
+			return putOut(tx, k, c)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	copied := t.TempDir() + "/copy"
+	w.a.save(copied)
+	last := uint64(0)
+	for range 100 {
+		n := number()
+		if n <= last {
+			t.Fatalf("resume %d after %d", n, last)
+		}
+		last = n
+	}
+	w.now = w.now.Add(time.Hour)
+	w.a.restore(copied)
+	if n := number(); n <= last {
+		t.Errorf("resume %d after the restore, %d before", n, last)
+	}
+}
+
+// TestForgottenNumberComes: a channel that was held because its origin does not know a number goes on when that number comes
+// after all, out of a packet of the life that was lost.
+func TestForgottenNumberComes(t *testing.T) {
+	w := calm(t)
+	first := w.a.enqueue(cmd(), "1")
+	w.turn(4)
+	w.expect(w.a, first, "done")
+	copied := t.TempDir() + "/copy"
+	w.a.save(copied)
+	w.a.enqueue(cmd(), "2, which camp will forget")
+	w.a.send(1)
+	late := w.air
+	w.air = nil
+	third := w.a.enqueue(cmd(), "3, which camp will forget, too")
+	w.a.send(1)
+	w.turn(1) // 3 arrives
+	w.a.restore(copied)
+	for range 30 {
+		w.step()
+		if w.channel(w.b, "x").State == "held" {
+			break
+		}
+	}
+	if c := w.channel(w.b, "x"); c.State != "held" || !strings.Contains(c.Why, "does not know number 2") {
+		t.Fatalf("%+v", c)
+	}
+	for _, p := range late {
+		p.arrives = w.now
+		w.air = append(w.air, p)
+	}
+	w.turn(2)
+	if c := w.channel(w.b, "x"); c.State != "" || c.Next != 4 {
+		t.Errorf("%+v", c)
+	}
+	w.expect(w.b, third, "done")
+}

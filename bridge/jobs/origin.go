@@ -590,11 +590,15 @@ func (j *Jobs) PeerRenewed(peer envelope.NodeID) error {
 	return err
 }
 
+// nextResume gives the number of the next resume. It is not below the time: an origin that was put back from an older copy
+// would begin with numbers that the destination has read already, and not be heard until it has counted past them.
+func (j *Jobs) nextResume(c *outChan) { c.resumes = max(c.resumes+1, uint64(max(j.o.Now().Unix(), 1))) }
+
 // resumes makes the resumes of one channel, one for each epoch that has jobs without outcome and the present one.
 func (j *Jobs) resumes(tx *spool.Tx, c *outChan, channel string, inc [8]byte) ([]*envelope.Resume, error) {
 	var list []*envelope.Resume
 	add := func(epoch [8]byte, next uint64) error {
-		c.resumes++
+		j.nextResume(c)
 		r := &envelope.Resume{Channel: channel, Epoch: epoch, Number: c.resumes, For: inc, Floor: next, Next: next}
 		at := uint64(0) // all below is told
 		err := walk(tx.KV(tabOut), epochKey(c.no, epoch), epochKey(c.no, epoch), func(key, v []byte) error {
@@ -638,7 +642,7 @@ func (j *Jobs) resumes(tx *spool.Tx, c *outChan, channel string, inc [8]byte) ([
 	}
 	// a report on an epoch that this node does not know is answered too
 	if c.repEpoch != ([8]byte{}) && c.end(c.repEpoch) == 0 {
-		c.resumes++
+		j.nextResume(c)
 		list = append(list, &envelope.Resume{Channel: channel, Epoch: c.repEpoch, Number: c.resumes, For: inc, Floor: 1, Next: 1})
 	}
 	return list, add(c.epoch, c.next)
