@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"os"
@@ -186,6 +187,56 @@ via = "maildir:`+boxes+`/%u"
 	for _, want := range []string{"in the drop\nto default number 1\n", "no job for node hub", "Status: 5.7.1"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no %q in:\n%s", want, all)
+		}
+	}
+}
+
+// TestJobsByAuth: a client that has authenticated under a name of [jobs] submit makes jobs by mail; one that only comes from a
+// network that may relay does not.
+func TestJobsByAuth(t *testing.T) {
+	t.Parallel()
+	boxes, port := t.TempDir(), peertest.FreePort(t)
+	camp, hub := jobPair(t, `
+[smtp]
+listen = ["`+port+`"]
+[jobs]
+submit = ["ana=hub:*:echo"]
+[[deliver]]
+to = ["camp.mochila"]
+via = "maildir:`+boxes+`/%u"
+`, echoHandler)
+	camp.serve()
+	hub.serve()
+	camp.post("/v1/users", control.User{Name: "ana", Password: "open sesame"}, nil)
+	talk := func(login bool) *wire {
+		w, err := dial(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Close() })
+		w.want(t, "EHLO c", "250")
+		if login {
+			w.want(t, "AUTH PLAIN "+base64.StdEncoding.EncodeToString([]byte("\x00ana\x00open sesame")), "235")
+		}
+		w.want(t, "MAIL FROM:<ana@camp.mochila>", "250")
+		return w
+	}
+	w := talk(false)
+	w.want(t, "RCPT TO:<echo+a@run.hub.mochila>", "550 5.7.1")
+	w = talk(true)
+	w.want(t, "RCPT TO:<secret+a@run.hub.mochila>", "550 5.7.1")
+	w.want(t, "RCPT TO:<echo+a@run.shore.mochila>", "550 5.1.2")
+	w.want(t, "RCPT TO:<echo+a@run.hub.mochila>", "250")
+	w.want(t, "DATA", "354")
+	if err := w.content("Subject: job\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n--B\r\n\r\nplease run\r\n--B\r\n" +
+		"Content-Disposition: attachment; filename=x\r\nContent-Transfer-Encoding: base64\r\n\r\nZnJvbSB0aGUgYXR0YWNobWVudAo=\r\n--B--\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]string
+	peertest.Await(t, "the reply", func() bool { got = box(t, filepath.Join(boxes, "ana")); return len(got) == 1 }, camp.log.String)
+	for _, m := range got {
+		if !strings.Contains(m, "from the attachment\nto a number 1\n") || !strings.Contains(m, "Auto-Submitted: auto-replied\n") {
+			t.Errorf("the reply:\n%s", m)
 		}
 	}
 }
