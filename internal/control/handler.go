@@ -58,8 +58,10 @@ func (n *Node) Handler() http.Handler {
 	})
 	post("/v1/flush", func(r *http.Request) (any, error) {
 		var q FlushRequest
-		if err := decode(r, &q); err != nil {
-			return nil, err
+		if r.ContentLength != 0 { // none means everything
+			if err := decode(r, &q); err != nil {
+				return nil, err
+			}
 		}
 		return n.flushSite(r.Context(), q.Site)
 	})
