@@ -224,8 +224,8 @@ func (l *line) write(b []byte) error {
 	return nil
 }
 
-// call begins a connection on an open port. Closing it closes the port.
-func call(port io.ReadWriteCloser, o Options) transport.Stream {
+// Call begins a connection on an open port. Closing it closes the port.
+func Call(port io.ReadWriteCloser, o Options) transport.Stream {
 	l := newLine(port, o, false)
 	c := newConn(l, uint16(rand.Uint32()))
 	c.turn = true

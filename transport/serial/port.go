@@ -161,7 +161,7 @@ func (p *Port) Dial(ctx context.Context) (transport.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return call(port, p.o), nil
+	return Call(port, p.o), nil
 }
 
 // Listen opens the device for calls.

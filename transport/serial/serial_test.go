@@ -22,7 +22,7 @@ import (
 func pair(r transporttest.Radio, o Options) (caller transport.Stream, callee func() transport.Stream, end func()) {
 	a, b := r.Ports()
 	l := Listen(b, o)
-	caller = call(a, o)
+	caller = Call(a, o)
 	return caller, func() transport.Stream {
 		s, err := l.Accept(context.Background())
 		if err != nil {
@@ -245,7 +245,7 @@ func TestLink(t *testing.T) {
 						t.Errorf("callee: %v", err)
 					}
 				})
-				d := transporttest.DialFunc(func() (transport.Stream, error) { return call(pa, x.o), nil })
+				d := transporttest.DialFunc(func() (transport.Stream, error) { return Call(pa, x.o), nil })
 				start := time.Now()
 				st, err := transport.NewStreamLink(d, so).Run(context.Background(), ship)
 				if err != nil {
@@ -352,7 +352,7 @@ func TestNobodyAnswers(t *testing.T) {
 						}
 					})
 				}
-				s := call(pa, Options{Name: "ttyX", Full: full})
+				s := Call(pa, Options{Name: "ttyX", Full: full})
 				start := time.Now()
 				s.Write([]byte("hello"))
 				_, err := s.Read(make([]byte, 1))

@@ -147,3 +147,12 @@ func (p *radioPort) Close() error {
 	p.notify()
 	return nil
 }
+
+// Reopen makes a port that was closed usable again, as opening a device anew does. What came meanwhile is lost.
+func Reopen(port io.ReadWriteCloser) io.ReadWriteCloser {
+	p := port.(*radioPort)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed, p.coming = false, nil
+	return p
+}
