@@ -54,8 +54,8 @@ func (d *desk) addReceipts(l *load, peer envelope.NodeID) (map[[8]byte]uint64, e
 }
 
 // receipts packs a bundle of mere receipts for a peer that waits for some; nil when nobody does, or when a live
-// contact had one a moment ago. The desk's mutex is held.
-func (d *desk) receipts() (*transport.Packet, error) {
+// contact had one a moment ago and is to gather more for so long. The desk's mutex is held.
+func (d *desk) receipts() (p *transport.Packet, wait time.Duration, err error) {
 	b := d.b
 	peers := b.ses.owedPeers()
 	b.mu.Lock()
@@ -70,21 +70,13 @@ func (d *desk) receipts() (*transport.Packet, error) {
 		if !d.serves(n) || n == d.node && len(d.hello) > 0 {
 			continue // the greeting says it; if it is lost, the next contact does
 		}
-		if wait := receiptPause - b.now().Sub(d.owing); d.live && wait > 0 {
-			if d.timer == nil {
-				d.timer = time.AfterFunc(wait, func() {
-					d.mu.Lock()
-					d.timer = nil
-					d.mu.Unlock()
-					d.kick()
-				})
-			}
-			return nil, nil
+		if wait := receiptPause - time.Since(d.owing); d.live && wait > 0 {
+			return nil, wait, nil
 		}
 		l := b.newLoad()
 		held, err := d.addReceipts(l, n)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if len(l.records) == 0 {
 			b.ses.settled(n)
@@ -97,21 +89,21 @@ func (d *desk) receipts() (*transport.Packet, error) {
 			continue
 		}
 		if d.room != nil && x.packet.Size > d.room() {
-			return nil, nil // the next medium has them
+			return nil, 0, nil // the next medium has them
 		}
 		x.held = held
 		if err := d.expose(x); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		d.owing = b.now()
+		d.owing = time.Now()
 		if len(d.ready) == 0 {
 			continue
 		}
 		p := d.ready[0]
 		d.ready = d.ready[1:]
-		return p, nil
+		return p, 0, nil
 	}
-	return nil, nil
+	return nil, 0, nil
 }
 
 // receiptsIn adds how many numbers the receipts of a recipe cover, per session.

@@ -41,7 +41,6 @@ type desk struct {
 	larger    bool        // something due is too big for this contact
 	spent     int64
 	owing     time.Time // when the last packet of mere receipts left
-	timer     *time.Timer
 	sent      map[transport.ID][]*spool.Item
 	repeats   []repeat           // receipts to give again, unless the folder holds them still
 	hello     map[[8]byte]uint64 // receipts in the greeting, until the neighbour is known to have read it
@@ -110,9 +109,6 @@ func (d *desk) close(handed int) (envelopes int, late, stuck bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	if d.timer != nil {
-		d.timer.Stop()
-	}
 	behind := handed + len(d.ready)
 	stuck = d.larger || len(d.aside) > 0 || len(d.sent) > behind || d.contact.MaxBytes > 0 && d.spent >= d.contact.MaxBytes
 	d.b.spool.Release(d.aside...)
@@ -233,11 +229,17 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 			d.mu.Lock()
 			continue
 		}
-		p, err := d.receipts()
-		if p == nil || err != nil {
-			return nil, err
+		p, wait, err := d.receipts()
+		if wait == 0 || err != nil {
+			return p, err
 		}
-		return p, nil
+		// The contact does not end meanwhile: what came last is acknowledged in it, too.
+		d.mu.Unlock()
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		d.mu.Lock()
 	}
 	return nil, ctx.Err()
 }

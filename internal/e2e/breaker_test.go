@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// breaker passes connections on and breaks them after so many bytes; it counts what crosses it.
+// breaker passes connections on and breaks them after so many bytes.
 type breaker struct {
 	addr string
 	to   func() (net.Conn, error)
@@ -16,7 +16,6 @@ type breaker struct {
 	next  func(cuts int) int64 // bytes that a connection may carry after so many cuts; 0: all
 	conns int
 	cuts  int
-	bytes int64
 }
 
 // newBreaker listens at a loopback port and passes on to a dialled address.
@@ -65,7 +64,6 @@ func (b *breaker) pass(c net.Conn) {
 				b.cuts++
 			}
 			left -= int64(n)
-			b.bytes += int64(n)
 			b.mu.Unlock()
 			if !over && n > 0 {
 				if _, e := to.Write(buf[:n]); e != nil {
@@ -94,9 +92,9 @@ func (b *breaker) pass(c net.Conn) {
 	both.Wait()
 }
 
-// tally is how many connections, cuts and bytes there were.
-func (b *breaker) tally() (conns, cuts int, bytes int64) {
+// tally is how many connections and cuts there were.
+func (b *breaker) tally() (conns, cuts int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.conns, b.cuts, b.bytes
+	return b.conns, b.cuts
 }

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"mochila/internal/control"
+	"mochila/internal/peertest"
+)
+
+// TestCutTransfer: one large job over a TCP line that is cut twenty times, anywhere. What came before a cut does not come again.
+func TestCutTransfer(t *testing.T) {
+	t.Parallel()
+	r := random(t)
+	const cuts = 20
+	size := int64(count(24<<20, 1<<30))
+	link := peertest.FreePort(t)
+	limits := "[smtp]\nmax_size = \"4GiB\"\n[limits]\nretry_min = \"1s\"\nretry_max = \"1s\"\n"
+	camp := newNode(t, "camp", limits)
+	conf := fmt.Sprintf("name = \"hub\"\n[link]\nlisten = [%q]\n[[handler]]\nname = \"sum\"\ncommand = [\"/usr/bin/sha256sum\"]\nallow = [\"*:*\"]\n%s", link, limits)
+	hub := newNode(t, "hub", conf)
+	b := newBreaker(t, "tcp", link, func(n int) int64 {
+		if n >= cuts {
+			return 0
+		}
+		return 1000 + r.Int64N(2*size/(cuts+2))
+	})
+	camp.knows(hub, control.PeerAdd{Carrier: "tcp:" + b.addr})
+	hub.knows(camp, control.PeerAdd{When: "on-call"})
+	hub.configure(conf + "[[peer]]\nnode = \"camp\"\nmax_bytes = \"8GiB\"\n")
+	hub.start()
+	camp.start()
+
+	file := filepath.Join(t.TempDir(), "input")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.New()
+	var seed [32]byte
+	seed[0], seed[1] = byte(r.Uint32()), 1
+	if _, err := io.Copy(io.MultiWriter(f, sum), io.LimitReader(rand.NewChaCha8(seed), size)); err != nil {
+		t.Fatal(err)
+	}
+	f.Seek(0, io.SeekStart)
+	cmd := camp.command("run", "hub", "--wait", "--", "sum")
+	cmd.Stdin = f
+	out, err := cmd.Output()
+	f.Close()
+	if want := hex.EncodeToString(sum.Sum(nil)); err != nil || !strings.HasPrefix(string(out), want) {
+		t.Errorf("the program at the other side read something else: %q, want %s: %v\n%s", out, want, err, tail(camp.log.String()))
+	}
+	if err := hub.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	hub.exit() // the last contact is in the log
+	conns, n := b.tally()
+	bytes := hub.received()
+	t.Logf("%d bytes: %d connections, %d cuts, %d bytes received: %.3f times", size, conns, n, bytes, float64(bytes)/float64(size))
+	if n != cuts || bytes >= size*105/100 {
+		t.Errorf("%d cuts, want %d; %d bytes received for %d", n, cuts, bytes, size)
+	}
+}
+
+var bytesIn = regexp.MustCompile(`bytes_in=(\d+)`)
+
+// received is how many bytes a node has read from callers whose contacts are over. What a cut left in the kernel it never had.
+func (n *node) received() (sum int64) {
+	for _, m := range bytesIn.FindAllStringSubmatch(n.log.String(), -1) {
+		k, err := strconv.ParseInt(m[1], 10, 64)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		sum += k
+	}
+	return sum
+}
