@@ -127,8 +127,9 @@ func (n *NNCP) Packets(name, way string) (paths []string) {
 		n.t.Fatal(err)
 	}
 	for _, p := range found {
-		if base := filepath.Base(p); len(base) == 52 {
-			paths = append(paths, p)
+		real, err := filepath.EvalSymlinks(p) // a node's folder has its name, too
+		if base := filepath.Base(p); err == nil && len(base) == 52 && !slices.Contains(paths, real) {
+			paths = append(paths, real)
 		}
 	}
 	return paths
