@@ -313,7 +313,8 @@ func (b *Bridge) refused(tx *spool.Tx, peer envelope.NodeID, r *envelope.Refused
 	keys := r.Reason == envelope.ReasonUnopenable || r.Reason == envelope.ReasonKeyErased || r.Reason == envelope.ReasonWindow
 	if keys {
 		// What the peer once knew and cannot open any more it has lost, and with it what it had taken and not delivered.
-		lost = r.Reason == envelope.ReasonUnopenable && rec.Peer == peer && rec.State != sesDraining && len(rec.Acked) > 0
+		// A live session it knew, whether or not it has acknowledged something in this one: perhaps that was in another.
+		lost = r.Reason == envelope.ReasonUnopenable && rec.Peer == peer && (rec.State == sesLive || rec.State != sesDraining && len(rec.Acked) > 0)
 		if rec.State != sesDraining {
 			rec.State = sesDraining
 			if err := tx.PutSession(rec); err != nil {
