@@ -156,8 +156,12 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 			return no(false, "%v", err)
 		}
 		account, place = a.Name, a.Home
-		if err := errors.Join(os.Chmod(r.dir, 0o711), os.Chmod(home, 0o711), os.Chown(work, int(a.UID), int(a.GID))); err != nil {
-			return no(false, "working directory: %v", err)
+		if h.Dir == "" && h.Builtin == "" {
+			work = elsewhere(s.ID)
+			defer os.RemoveAll(work)
+			if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700), os.Chown(work, int(a.UID), int(a.GID))); err != nil {
+				return no(true, "working directory: %v", err)
+			}
 		}
 	}
 	switch {
@@ -243,6 +247,11 @@ func removeWork(home, work string) {
 	os.RemoveAll(home)
 }
 
+// elsewhere is the working directory of a job that runs as another user: that one cannot enter the folders of the node.
+func elsewhere(id envelope.ID) string {
+	return filepath.Join(os.TempDir(), "mochila-job-"+id.String())
+}
+
 // verified opens the input of a job and compares it with what was accepted: no program sees a byte of a content that the
 // disk has spoiled.
 func verified(s *jobs.Start) (io.ReadCloser, error) {
@@ -286,7 +295,7 @@ func (r *runner) Kill(id envelope.ID) error {
 		pid = 0
 	}
 	_, err := handler.KillGroup(context.Background(), pid, start, mark(id), killGrace)
-	return errors.Join(err, os.RemoveAll(home))
+	return errors.Join(err, os.RemoveAll(home), os.RemoveAll(elsewhere(id)))
 }
 
 // spillAt is how much output of a program is kept in memory.

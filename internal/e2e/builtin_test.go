@@ -416,7 +416,13 @@ builtin = "get"
 allow = ["camp:*"]
 folders = [%q, "/root"]
 user = "nobody"
+[[handler]]
+name = "where"
+command = ["/bin/sh", "-c", "touch here && id -un && ls -A"]
+allow = ["camp:*"]
+user = "nobody"
 `, inbox, inbox))
+	where := ticket(c.camp.must("run", "hub", "--", "where"))
 	sent := ticket(c.camp.must("send", "builtin_test.go", "hub:"))
 	out, err := c.camp.command("get", "hub:/root").Output()
 	if err != nil {
@@ -435,6 +441,12 @@ user = "nobody"
 	}
 	if uid := fi.Sys().(*syscall.Stat_t).Uid; uid == 0 {
 		t.Error("the file belongs to root")
+	}
+	if s := c.camp.must("jobs", "show", where, "--stdout"); s != "nobody\nhere\n" {
+		t.Errorf("a handler without dir says %q: %s", s, c.camp.must("jobs", "show", where))
+	}
+	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "mochila-job-"+where)); len(left) > 0 {
+		t.Errorf("left: %q", left)
 	}
 	if s := c.camp.must("jobs", "show", denied); !strings.Contains(s, "failed") {
 		t.Errorf("root's folder: %s", s)

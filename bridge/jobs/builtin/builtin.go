@@ -232,6 +232,9 @@ func (s Settings) open(folder string) (*os.Root, error) {
 		}
 		root, err = os.OpenRoot(folder)
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, failure(err, exitDenied, "folder %s: %v", folder, err)
+	}
 	if err != nil {
 		return nil, failure(err, exitTemp, "folder %s is not there now: %v", folder, err)
 	}
