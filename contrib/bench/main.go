@@ -43,7 +43,7 @@ type bench struct {
 	quick bool
 	keep  bool // the folders of failed cases
 	fig   *figures
-	cases *regexp.Regexp // of section relay
+	cases *regexp.Regexp // of sections relay and carriers
 	text  *corpus
 	facts string // of the machine
 	peers string // who takes part
@@ -67,6 +67,7 @@ var sections = []section{
 	{"seal", (*bench).seal},
 	{"backlog", (*bench).backlog},
 	{"jobs", (*bench).jobs},
+	{"carriers", (*bench).carriers},
 }
 
 func main() {
@@ -78,8 +79,8 @@ func main() {
 	flag.IntVar(&o.reps, "reps", 3, "repetitions of each case")
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
 	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
-	flag.StringVar(&o.cases, "cases", "", "of section relay only what matches this `pattern`, such as mochila.4k.s10")
-	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, jobs")
+	flag.StringVar(&o.cases, "cases", "", "of sections relay and carriers only what matches this `pattern`, such as mochila.4k.s10 or carrier.s3")
+	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, jobs, carriers")
 	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -20,9 +20,14 @@ func (b *bench) report() string {
 		w, _ := b.fig.get("limit.write.MB_per_s")
 		fmt.Fprintf(&s, "fsync of 4 KiB appended to a file %s ms, of a new file %s ms (medians); 256 MiB written and synced at %s MB/s.\n", number(v), number(n), number(w))
 	}
-	s.WriteString("\n" + b.fig.targets())
+	if t := b.fig.targets(); strings.Count(t, "\n") > 2 {
+		s.WriteString("\n" + t)
+	}
 	if t := b.relayTable(); t != "" {
 		s.WriteString("\nSMTP to SMTP through a durable queue, messages a second (Postfix / mochila):\n\n" + t)
+	}
+	if t := b.carrierTable(); t != "" {
+		s.WriteString("\nCarriers on this machine, from the contact to the Maildir at the other node; a network adds its own:\n\n" + t)
 	}
 	var names []string
 	for _, n := range []string{
