@@ -15,7 +15,8 @@ import (
 func TestScenarioDir(t *testing.T) {
 	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
 		dir := t.TempDir()
-		return joined{camp: side{url: "dir:" + dir}, hub: side{url: "dir:" + dir}, harm: newMischief(t, dir).harm}
+		url := carrierRecipe(t, "stick.toml", "dir:/media/usb", "dir:"+dir, "?mount=/media/usb", "")
+		return joined{camp: side{url: url}, hub: side{url: url}, harm: newMischief(t, dir).harm}
 	}})
 }
 
@@ -73,21 +74,21 @@ func TestScenarioTCP(t *testing.T) {
 	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
 		conf, addr := listens(t)
 		line := newBadLine(t, random(t), "tcp", addr, 8, true)
-		return joined{camp: side{url: "tcp:" + line.addr}, hub: side{conf: conf}, faults: line.faults}
+		return joined{camp: side{url: carrierRecipe(t, "tcp.toml", "hub.example:2424", line.addr)}, hub: side{conf: conf}, faults: line.faults}
 	}})
 }
 
 func TestScenarioUnix(t *testing.T) {
 	scenario(t, way{join: func(t *testing.T, _, hub *node) joined {
 		line := newBadLine(t, random(t), "unix", hub.home.LinkSocket(), 8, true)
-		return joined{camp: side{url: "unix:" + line.addr}, faults: line.faults}
+		return joined{camp: side{url: carrierRecipe(t, "unix.toml", "/srv/hub/run/link.sock", line.addr)}, faults: line.faults}
 	}})
 }
 
 func TestScenarioPipe(t *testing.T) {
 	scenario(t, way{join: func(t *testing.T, _, hub *node) joined {
 		script, faults := brokenPipe(t, 4, hub.link())
-		return joined{camp: side{url: "pipe:" + script}, faults: faults}
+		return joined{camp: side{url: carrierRecipe(t, "pipe.toml", "docker exec -i hub mochila receive --link", script)}, faults: faults}
 	}})
 }
 
@@ -96,6 +97,6 @@ func TestScenarioSSH(t *testing.T) {
 	scenario(t, way{join: func(t *testing.T, _, hub *node) joined {
 		d := peertest.StartSSHD(t, peertest.SSHDOptions{Restrict: hub.link()})
 		line := newBadLine(t, random(t), "tcp", d.Addr, 6, true)
-		return joined{camp: side{url: "ssh:" + d.User + "@" + line.addr + "?config=" + d.Config}, faults: line.faults}
+		return joined{camp: side{url: carrierRecipe(t, "ssh.toml", "mochila@hub.example", d.User+"@"+line.addr, "/etc/mochila/ssh_config", d.Config)}, faults: line.faults}
 	}})
 }
