@@ -64,6 +64,16 @@ func (b *bench) jobPair(dir string) (*pair, *mta, error) {
 	return p, camp, err
 }
 
+// batch makes n jobs of one channel by one process.
+func (b *bench) batch(home, channel string, n int) error {
+	c := exec.CommandContext(b.ctx, filepath.Join(b.bin, "mochila"), "--home", home, "run", "hub", "--channel", channel, "--batch", "--", "true")
+	c.Stdin = strings.NewReader(strings.Repeat(`{"stdin":"some input\n"}`+"\n", n))
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("run --batch: %w: %s", err, out[max(0, len(out)-500):])
+	}
+	return nil
+}
+
 // nodeAPI is the control socket of a node.
 type nodeAPI struct{ c http.Client }
 
@@ -158,11 +168,9 @@ func (b *bench) jobsEnqueue() error {
 	b.fig.add("mochila.jobs.clients8.enqueue_per_s", float64(n/8*8)/time.Since(start).Seconds())
 
 	n = b.scaled(10_000)
-	c := exec.CommandContext(b.ctx, filepath.Join(b.bin, "mochila"), "--home", p.camp, "run", "hub", "--channel", "batch", "--batch", "--", "true")
-	c.Stdin = strings.NewReader(strings.Repeat(`{"stdin":"some input\n"}`+"\n", n))
 	start = time.Now()
-	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("run --batch: %w: %s", err, out[max(0, len(out)-500):])
+	if err := b.batch(p.camp, "batch", n); err != nil {
+		return err
 	}
 	b.fig.add("mochila.jobs.batch.enqueue_per_s", float64(n)/time.Since(start).Seconds())
 
@@ -259,10 +267,8 @@ func (b *bench) jobsDrain(channels int) error {
 		if err := b.mochila(p.camp, "run", "hub", "--channel", name, "--barrier"); err != nil {
 			return err
 		}
-		c := exec.CommandContext(b.ctx, filepath.Join(b.bin, "mochila"), "--home", p.camp, "run", "hub", "--channel", name, "--batch", "--", "true")
-		c.Stdin = strings.NewReader(strings.Repeat(`{"stdin":"some input\n"}`+"\n", n/channels))
-		if out, err := c.CombinedOutput(); err != nil {
-			return fmt.Errorf("run --batch: %w: %s", err, out[max(0, len(out)-500):])
+		if err := b.batch(p.camp, name, n/channels); err != nil {
+			return err
 		}
 	}
 	if err := errors.Join(camp.stop(), os.Rename(p.stick+".away", p.stick), b.mochila(p.camp, "sync")); err != nil {
@@ -353,10 +359,8 @@ func (b *bench) jobsListing() error {
 	defer camp.stop()
 	n := b.scaled(waitingJobs)
 	for i := range 4 {
-		c := exec.CommandContext(b.ctx, filepath.Join(b.bin, "mochila"), "--home", p.camp, "run", "hub", "--channel", fmt.Sprint("c", i), "--batch", "--", "true")
-		c.Stdin = strings.NewReader(strings.Repeat(`{"stdin":"some input\n"}`+"\n", n/4))
-		if out, err := c.CombinedOutput(); err != nil {
-			return fmt.Errorf("run --batch: %w: %s", err, out[max(0, len(out)-500):])
+		if err := b.batch(p.camp, fmt.Sprint("c", i), n/4); err != nil {
+			return err
 		}
 	}
 	a := apiOf(p.camp)
@@ -392,9 +396,6 @@ func (b *bench) jobsLarge() error {
 	defer os.RemoveAll(dir)
 	p, camp, err := b.jobPair(dir)
 	if err != nil {
-		return err
-	}
-	if err := appendTo(filepath.Join(p.hub, "peers/camp.toml"), ""); err != nil {
 		return err
 	}
 	size := int64(b.scaled(1 << 30))
