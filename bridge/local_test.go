@@ -122,7 +122,7 @@ func TestKnownRecipients(t *testing.T) {
 		addr string
 		size int64
 		want string
-	}{{"ana@gamma.example", 0, "ok"}, {"ANA@gamma.EXAMPLE", 5000, "ok"}, {"bob@gamma.example", 10, "ok"}, {"carl@gamma.example", 10, "5.1.1"}, {"carl@gamma.example", 5000, "ok"}} {
+	}{{"ana@gamma.example", 0, "ok"}, {"ANA@gamma.EXAMPLE", 5000, "ok"}, {"BOB@gamma.example", 10, "ok"}, {"carl@gamma.example", 10, "5.1.1"}, {"carl@gamma.example", 5000, "ok"}} {
 		if got := ask(x.addr, x.size); !strings.Contains(got, x.want) {
 			t.Errorf("RCPT %s SIZE=%d: %s, want %s", x.addr, x.size, got, x.want)
 		}

@@ -47,15 +47,15 @@ func NewAddresses(list []string) Addresses {
 // Has reports whether an address is in the set. Case does not matter.
 func (a Addresses) Has(addr string) bool {
 	local, _ := Split(addr)
-	return a[foldAddress(addr)] || a[mailboxLocal(Unquote(local))]
+	return a[foldAddress(addr)] || a[strings.ToLower(Unquote(local))]
 }
 
 func foldAddress(addr string) string {
 	local, domain := Split(addr)
 	if domain == "" {
-		return mailboxLocal(Unquote(addr))
+		return strings.ToLower(Unquote(addr))
 	}
-	return mailboxLocal(Unquote(local)) + "@" + Fold(domain)
+	return strings.ToLower(Unquote(local)) + "@" + Fold(domain)
 }
 
 // target names where the rule leads, for people.

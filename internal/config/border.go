@@ -186,6 +186,7 @@ func (k *checker) border() {
 			}
 		}
 	}
+	k.milters()
 	if c.Archive != "" && !isAddress(c.Archive) {
 		k.bad(k.top("archive"), "", fmt.Sprintf("%q is not an address", c.Archive), "write user@domain")
 	}
@@ -216,6 +217,19 @@ func (k *checker) border() {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		r.Known = k.knownAt(r.at, r.Recipients, "")
+	}
+}
+
+// milters checks the mail filters.
+func (k *checker) milters() {
+	for i, m := range k.c.SMTP.Milters {
+		rest, inet := strings.CutPrefix(m, "inet:")
+		if !strings.HasPrefix(m, "unix:/") && (!inet || checkHostPort(rest) != nil || rest[0] == ':') {
+			k.bad(k.top("smtp"), fmt.Sprintf("milters[%d]", i), fmt.Sprintf("%q is no address of a filter", m), "write unix:/path or inet:HOST:PORT")
+		}
+	}
+	if d := k.c.SMTP.MilterDefault; d != "" && d != "tempfail" && d != "accept" {
+		k.bad(k.top("smtp"), "milter_default", fmt.Sprintf("%q is neither \"tempfail\" nor \"accept\"", d), "")
 	}
 }
 

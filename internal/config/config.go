@@ -61,6 +61,8 @@ type SMTP struct {
 	ClientConns    int      `toml:"client_connections"` // of one stranger at once; default 32
 	ClientRate     int      `toml:"client_rate"`        // connections of one stranger within a minute; default 120
 	MailRate       int      `toml:"mail_rate"`          // mails of one stranger or account within a minute; default 300
+	Milters        []string `toml:"milters"`            // mail filters, asked in this order: unix:/path, inet:HOST:PORT
+	MilterDefault  string   `toml:"milter_default"`     // what happens when one cannot be asked: "tempfail" (default), "accept"
 	HideClients    bool     `toml:"hide_clients"`       // Received lines do not tell which user or address a mail came from
 	Finish         Duration `toml:"finish"`             // how long a stopping daemon waits for messages on their way in; default 60s
 }

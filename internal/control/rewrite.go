@@ -8,12 +8,22 @@ import (
 	"mochila/bridge"
 	"mochila/internal/envelope"
 	"mochila/smtpd"
+	"mochila/smtpd/milter"
 )
 
-// entering is what a mail's content passes on its way into the spool: addresses in its header are rewritten, then it is
-// signed.
+// entering is what a mail's content passes on its way into the spool: filters look at it, addresses in its header are
+// rewritten, then it is signed.
 func (n *Node) entering(in smtpd.Intake, m *envelope.Mail) smtpd.Intake {
-	in = n.signed(in, m)
+	in = n.rewritten(n.signed(in, m))
+	c := n.config()
+	if len(c.SMTP.Milters) == 0 {
+		return in
+	}
+	f := &milter.Filters{Addrs: c.SMTP.Milters, Accept: c.SMTP.MilterDefault == "accept", Hostname: c.SMTP.Hostname, Dir: n.spool.TempDir(), Log: n.log.With("service", "cleanup")}
+	return f.Screen(in, m)
+}
+
+func (n *Node) rewritten(in smtpd.Intake) smtpd.Intake {
 	var rules []bridge.Rewrite
 	for _, r := range n.bridge.Policy().Local.Rewrite {
 		if r.Headers && !r.Out {
