@@ -43,7 +43,7 @@ var below = map[string][]string{
 	"transport/serial":      {"transport"},
 	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},
-	"smtpd/milter":     {"internal/envelope", "smtpd"},
+	"smtpd/milter":          {"internal/envelope", "smtpd"},
 	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},
 
 	"bridge/route":   {"internal/envelope"},
