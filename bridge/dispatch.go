@@ -41,7 +41,7 @@ type place struct {
 // network.
 const (
 	rushWorkers = 4
-	rushTime    = 20 * time.Millisecond // so long after a mail came in
+	rushTime    = 5 * time.Millisecond // so long after a mail came in
 	quickTime   = 10 * time.Millisecond
 )
 
@@ -206,8 +206,8 @@ func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
 
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
-	rushed := false
-	for first := true; ctx.Err() == nil; first = false {
+	called, rushed := false, false
+	for ctx.Err() == nil {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
 			d.b.log.Error("lease", "queue", string(q), "err", err)
@@ -218,7 +218,12 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 		if len(l) == 0 {
 			break
 		}
-		status, took, down := d.b.deliverOne(ctx, p.to, l[0])
+		status, took, down := d.b.deliverOne(ctx, p.to, l[0], func() {
+			if !called && d.b.spool.DueNow(q) {
+				called = true
+				d.due(q) // the place is up and there is more: each worker calls one more
+			}
+		})
 		d.mu.Lock()
 		if down {
 			d.failed(q, p, status)
@@ -232,8 +237,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 			break
 		}
 		d.mu.Unlock()
-		if (first || rushed && !rush) && d.b.spool.DueNow(q) {
-			d.due(q) // the place is up and there is more: each worker calls one more
+		if rushed && !rush && d.b.spool.DueNow(q) {
+			d.due(q)
 		}
 		rushed = rush
 	}
@@ -248,8 +253,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	}
 }
 
-// deliverOne tries one leg. took is how long the place took for it; down says that the place itself did not answer: the leg stays due for when it does.
-func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased) (s envelope.Status, took time.Duration, down bool) {
+// deliverOne tries one leg. It calls up, before it commits, when the place has answered. took is how long that took; down says that the place itself did not answer: the leg stays due for when it does.
+func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased, up func()) (s envelope.Status, took time.Duration, down bool) {
 	ref := spool.Ref{ID: l.Item.Env.ID, Leg: l.Leg}
 	leg := &l.Item.Legs[l.Leg]
 	began := b.now()
@@ -299,6 +304,7 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 		b.noteDown(ref, rcpts, res[0], began)
 		return s, took, true
 	}
+	up()
 	b.settle(ctx, ref, res, began)
 	return s, took, false
 }
