@@ -236,6 +236,7 @@ func missed(it *spool.Item, now time.Time) bool {
 // delayed sends the delay notice of one mail if its time has come.
 func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 	var tell []envelope.Outcome
+	silent := false // some recipient would be told of, if a person had sent the mail
 	for k := range it.Legs {
 		leg := &it.Legs[k]
 		switch leg.State {
@@ -259,12 +260,27 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 		}
 		for _, i := range leg.Rcpts {
 			want := bounce.Wanted(it.Env, i, envelope.ActionDelayed) || by && it.Env.Mail.Recipients[i].Notify&envelope.NotifyNever == 0
-			if !it.Outcomes[i].Action.Final() && want && !b.unasked(it, i) {
+			if it.Outcomes[i].Action.Final() || !want {
+				continue
+			}
+			if b.unasked(it, i) {
+				silent = true
+			} else {
 				tell = append(tell, envelope.Outcome{Addr: it.Outcomes[i].Addr, Action: envelope.ActionDelayed, Status: s, At: now})
 			}
 		}
 	}
 	if len(tell) == 0 {
+		if silent { // nor need it be read again at the next look
+			return b.spool.Apply(func(tx *spool.Tx) error {
+				item, err := tx.Item(it.Env.ID)
+				if err != nil {
+					return gone(err)
+				}
+				item.Delayed = true
+				return tx.Save(item)
+			})
+		}
 		return nil
 	}
 	a, err := b.notice(it, tell, it.Env.Expires)

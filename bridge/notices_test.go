@@ -38,6 +38,27 @@ func TestAutomatic(t *testing.T) {
 	}
 }
 
+// TestLateAutomatic looks once at a program's mail that is late: nobody is told, and it is not read again at every look.
+func TestLateAutomatic(t *testing.T) {
+	l := newLab(t)
+	a, c := l.node("alpha"), l.node("gamma")
+	a.knows(c, "dir:none")
+	a.send(&envelope.Mail{Sender: "ana@alpha.example", Recipients: to("bob@gamma.example")}, "Auto-Submitted: auto-generated\r\n\r\nlate\r\n")
+	a.send(&envelope.Mail{Sender: "ana@alpha.example", Recipients: append(to("bob@gamma.example"), envelope.Recipient{Addr: "ann@gamma.example", Notify: envelope.NotifyDelay})},
+		"Auto-Submitted: auto-generated\r\n\r\nlate, and asked\r\n")
+	l.jump(5*day, a)
+	a.deliver()
+	wantTold(t, a, 0, 1, 0)
+	if told(a, "rfc822; ann@gamma.example") != 1 || told(a, "rfc822; bob@gamma.example") != 0 {
+		t.Errorf("told: %q", a.sink.notices("ana@alpha.example"))
+	}
+	for _, it := range a.items() {
+		if !it.Delayed {
+			t.Errorf("%s is looked at again", it.Env.ID)
+		}
+	}
+}
+
 // TestNextContactInWords tells a sender whose mail is late when it may go on, by the timetable of the contact.
 func TestNextContactInWords(t *testing.T) {
 	l := newLoneLab(t)

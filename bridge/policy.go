@@ -234,6 +234,9 @@ func (p *Policy) oneWay(dest envelope.NodeID) (repeat int) {
 	return repeat
 }
 
+// OneWay reports whether nothing ever comes back from a node.
+func (b *Bridge) OneWay(node envelope.NodeID) bool { return b.Policy().oneWay(node) > 0 }
+
 // mute reports whether nothing ever comes from a neighbour: it is the first on a one-way path.
 func (p *Policy) mute(node envelope.NodeID) bool {
 	for i := range p.Routes.Route {

@@ -200,6 +200,9 @@ func (w *words) reason(p place) string {
 	case spool.Due:
 		return "waiting for a contact with " + w.hops(node)
 	case spool.Sealed:
+		if w.n.bridge.OneWay(node) {
+			return "on " + p.carrier + ", a one-way path: no receipt comes back"
+		}
 		return "on " + p.carrier + ", no receipt of " + w.node(node) + " yet"
 	case spool.Travelling:
 		return "in the next node's custody, no receipt of " + w.node(node) + " yet"
