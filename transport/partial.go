@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // Partials keeps the received beginnings of big packets, one file per packet, so that a contact goes on where the
@@ -146,17 +147,20 @@ func (p *Partials) makeRoom(id ID, size int64) error {
 
 // partial is the file of one packet being received. One goroutine at a time uses it.
 type partial struct {
-	owner  *Partials
-	id     ID
-	size   int64
-	f      *os.File
-	off    int64     // bytes there
-	sum    hash.Hash // over all of them, if they came in this contact; else nil
-	synced int64
+	owner *Partials
+	id    ID
+	size  int64
+	f     *os.File
+	off   int64     // bytes there
+	sum   hash.Hash // over all of them, if they came in this contact; else nil
+
+	synced  time.Time  // when the last sync began, or the first byte came
+	syncing chan error // of the sync that runs; nil: none does
 }
 
-// syncEvery is how many bytes may be lost of a partial packet when the power fails.
-const syncEvery = 4 << 20
+// syncEvery is how much time's worth of a partial packet may be lost when the power fails. On a fast line most packets are whole by
+// then, and their partial files never reach the disk.
+const syncEvery = 10 * time.Second
 
 func (w *partial) Write(b []byte) (int, error) {
 	n, err := w.f.WriteAt(b, w.off)
@@ -167,13 +171,29 @@ func (w *partial) Write(b []byte) (int, error) {
 	if w.sum != nil {
 		w.sum.Write(b)
 	}
-	if w.off-w.synced >= syncEvery && w.off < w.size {
-		if err := w.f.Sync(); err != nil {
+	now := time.Now()
+	if w.synced.IsZero() {
+		w.synced = now
+	}
+	if now.Sub(w.synced) >= syncEvery && w.off < w.size {
+		if err := w.settle(); err != nil {
 			return n, fmt.Errorf("write partial packet: %w", mediumError(err))
 		}
-		w.synced = w.off
+		done := make(chan error, 1)
+		w.synced, w.syncing = now, done
+		go func() { done <- w.f.Sync() }() // the line goes on meanwhile
 	}
 	return n, nil
+}
+
+// settle waits for the sync that runs.
+func (w *partial) settle() error {
+	if w.syncing == nil {
+		return nil
+	}
+	err := <-w.syncing
+	w.syncing = nil
+	return err
 }
 
 // restart forgets all bytes.
@@ -181,7 +201,7 @@ func (w *partial) restart() error {
 	if err := w.f.Truncate(0); err != nil {
 		return fmt.Errorf("restart partial packet: %w", err)
 	}
-	w.off, w.synced, w.sum = 0, 0, sha256.New()
+	w.off, w.synced, w.sum = 0, time.Time{}, sha256.New()
 	return nil
 }
 
@@ -204,7 +224,7 @@ func (w *partial) keep() error {
 	if w.off == 0 {
 		return w.drop()
 	}
-	err := firstErr(w.f.Sync(), w.f.Close())
+	err := firstErr(w.settle(), w.f.Sync(), w.f.Close())
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
 	if k := w.owner.kept[w.id]; k != nil {
@@ -215,6 +235,7 @@ func (w *partial) keep() error {
 
 // drop deletes the file.
 func (w *partial) drop() error {
+	w.settle() // what it says of a file that goes does not matter
 	err := w.f.Close()
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
