@@ -113,6 +113,8 @@ var rows = []row{
 	{what: "jobs: first page of 50,000 waiting, with the process", figure: "mochila.jobs.waiting.first_page_ms", unit: "ms", most: 50},
 	{what: "jobs: counts of 50,000 waiting, with the process", figure: "mochila.jobs.waiting.counts_ms", unit: "ms", most: 50},
 	{what: "jobs: RssAnon with 1 GiB of input, most of three processes", figure: "mochila.jobs.large.most_anon_MiB", unit: "MiB", most: 64},
+	{what: "wire: packed at one node to durable at the other, one large packet", figure: "mochila.wire.MB_per_s", peer: "cp.wire.MB_per_s", unit: "of cp and fsync", least: 0.5},
+	{what: "the same, against NNCP's transfer without its checking", figure: "mochila.wire.MB_per_s", peer: "nncp.wire.MB_per_s", unit: "× NNCP", least: 4},
 	{what: "mailq, all", figure: "mochila.backlog.mailq_ms", unit: "ms", most: 500},
 }
 

@@ -66,6 +66,7 @@ var sections = []section{
 	{"medium", (*bench).medium},
 	{"seal", (*bench).seal},
 	{"backlog", (*bench).backlog},
+	{"wire", (*bench).wire},
 	{"jobs", (*bench).jobs},
 	{"carriers", (*bench).carriers},
 }
@@ -80,7 +81,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
 	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
 	flag.StringVar(&o.cases, "cases", "", "of sections relay and carriers only what matches this `pattern`, such as mochila.4k.s10 or carrier.s3")
-	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, jobs, carriers")
+	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, wire, jobs, carriers")
 	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -47,6 +47,7 @@ func (b *bench) report() string {
 		"fspl.jobs.process.enqueue_per_s", "mochila.jobs.ch1.drain_per_s", "mochila.jobs.ch4.drain_per_s", "exec.jobs.drain_per_s", "fspl.jobs.drain_per_s",
 		"mochila.jobs.waiting.first_page_ms", "mochila.jobs.waiting.counts_ms", "mochila.jobs.waiting.api_first_page_ms",
 		"mochila.jobs.large.enqueue_MB_per_s", "mochila.jobs.large.run_anon_MiB", "mochila.jobs.large.camp_anon_MiB", "mochila.jobs.large.hub_anon_MiB",
+		"cp.wire.MB_per_s", "mochila.wire.MB_per_s", "mochila.wire.sync.MB_per_s", "nncp.wire.MB_per_s",
 	} {
 		if _, ok := b.fig.get(n); ok {
 			names = append(names, n)
