@@ -550,6 +550,9 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 	if e.Kind == envelope.KindMail {
 		body = b.spool.NewMailBody()
 	}
+	if e.Size > 0 {
+		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
+	}
 	_, err := io.Copy(body, rec.Content)
 	if err == nil {
 		err = body.Finish()

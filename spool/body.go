@@ -31,6 +31,7 @@ type Body struct {
 	size     int64
 	asked    int64 // size at which the disk was asked for room last
 	sum      [32]byte
+	vouched  bool // sum is given, and the content has been compared with it
 	again    bool // the file was one
 	reuse    bool // the content may go into a file of an item that has ended
 	finished bool
@@ -47,6 +48,10 @@ func (s *Spool) NewBody() *Body { return &Body{s: s} }
 
 // NewMailBody is NewBody for the content of a mail: it may be put into a file that held an earlier one.
 func (s *Spool) NewMailBody() *Body { return &Body{s: s, reuse: true} }
+
+// Vouch says what the SHA-256 of the content is, before the first Write: whoever writes compares it, and discards the body if it is
+// another. Large content is then not hashed a second time.
+func (b *Body) Vouch(sum [32]byte) { b.sum, b.vouched = sum, true }
 
 // Write appends content. It wraps ErrFull when the disk reserve is reached; after an error the body is useless.
 func (b *Body) Write(p []byte) (int, error) {
@@ -78,12 +83,14 @@ func (b *Body) spill(p []byte) (int, error) {
 		if err := b.openFile(); err != nil {
 			return 0, err
 		}
-		b.h = sha256.New()
+		if !b.vouched {
+			b.h = sha256.New()
+			b.h.Write(b.buf)
+		}
 		b.w = bufio.NewWriterSize(b.f, 32<<10)
 		if _, err := b.w.Write(b.buf); err != nil {
 			return 0, err
 		}
-		b.h.Write(b.buf)
 		b.buf = nil
 	}
 	if b.size-b.asked >= askEvery {
@@ -96,7 +103,9 @@ func (b *Body) spill(p []byte) (int, error) {
 		}
 	}
 	n, err := b.w.Write(p)
-	b.h.Write(p[:n])
+	if b.h != nil {
+		b.h.Write(p[:n])
+	}
 	b.size += int64(n)
 	return n, err
 }
@@ -135,7 +144,9 @@ func (b *Body) Finish() error {
 		b.err = fmt.Errorf("storing content: %w", b.s.diskError(err))
 		return b.err
 	}
-	b.h.Sum(b.sum[:0])
+	if b.h != nil {
+		b.h.Sum(b.sum[:0])
+	}
 	b.finished = true
 	return nil
 }
