@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net/smtp"
 	"os"
@@ -9,9 +10,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"mochila/internal/control"
 	"mochila/internal/peertest"
+	carrier "mochila/transport/letter"
 )
 
 // contribFile reads a recipe and puts this test's own places into it.
@@ -213,4 +216,84 @@ func TestReceiveExit(t *testing.T) {
 			t.Errorf("receive %v while the node is in use: exit %d, want 75: %s", args, got, out)
 		}
 	}
+}
+
+// TestReceivePacket: one real packet, offered in every way: cut, flipped, to a full spool, whole, and again.
+func TestReceivePacket(t *testing.T) {
+	t.Parallel()
+	mail, out := t.TempDir(), t.TempDir()
+	camp, hub := newNode(t, "camp", ""), newNode(t, "hub", "")
+	hub.knows(camp, control.PeerAdd{Carrier: "exec:cat >" + out + "/$MOCHILA_PACKET"})
+	camp.knows(hub, control.PeerAdd{When: "on-call"})
+	hub.configure("[[route]]\nto = [\"camp.example\"]\nnode = \"camp\"\n")
+	hub.submit("Subject: one\n\nhello\n", "-f", "ana@hub.example", "eve@camp.example")
+	if said, err := hub.command("sync", "camp").CombinedOutput(); err != nil {
+		t.Fatalf("sync: %v: %s", err, said)
+	}
+	files, err := filepath.Glob(filepath.Join(out, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("packets %v, %v", files, err)
+	}
+	packet, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	letters := letterOf(t, packet, int64(len(packet)/3+1))
+	offer := func(want int, in []byte, args ...string) {
+		t.Helper()
+		cmd := camp.command(append([]string{"receive"}, args...)...)
+		cmd.Stdin = bytes.NewReader(in)
+		said, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Errorf("receive %v: exit %d, want %d: %s", args, got, want, said)
+		}
+	}
+	mails := func() int { return len(box(t, filepath.Join(mail, "camp/eve"))) }
+
+	conf := maildirConf("camp.example", filepath.Join(mail, "camp"))
+	camp.configure(conf + "[limits]\nreserve = \"1000TiB\"\n")
+	camp.serve()
+	for _, args := range [][]string{nil, {"--from", "hub"}, {"--from", "nncp"}} {
+		offer(75, packet, args...)
+	}
+	offer(75, letters[0], "--mail")
+	camp.shutdown()
+
+	camp.configure(conf)
+	camp.serve()
+	for n := range len(packet) {
+		if n%101 == 7 {
+			offer(65, packet[:n])
+			flipped := bytes.Clone(packet)
+			flipped[n] ^= 4
+			offer(0, flipped, "--from", "nncp") // refused, and settled
+		}
+	}
+	if n := mails(); n != 0 {
+		t.Fatalf("%d mails of damaged packets", n)
+	}
+	for _, i := range []int{2, 0, 0, 1} {
+		offer(0, letters[i], "--mail", "--sender", "letters@hub.example")
+	}
+	peertest.Await(t, "the mail", func() bool { return mails() == 1 }, camp.log.String)
+	offer(0, packet)
+	offer(0, packet, "--from", "hub")
+	offer(0, letters[1], "--mail")
+	if n := mails(); n != 1 {
+		t.Errorf("%d mails, want one", n)
+	}
+}
+
+// letterOf writes a packet as letters.
+func letterOf(t *testing.T, packet []byte, size int64) (letters [][]byte) {
+	t.Helper()
+	for off := int64(0); off < int64(len(packet)); off += size {
+		var b bytes.Buffer
+		p := carrier.Part{Packet: sha256.Sum256(packet), Size: int64(len(packet)), Offset: off, Length: min(size, int64(len(packet))-off)}
+		if err := carrier.Write(&b, carrier.Cover{From: "letters@hub.example", To: "letters@camp.example", Date: time.Now()}, p, bytes.NewReader(packet[off:])); err != nil {
+			t.Fatal(err)
+		}
+		letters = append(letters, b.Bytes())
+	}
+	return letters
 }
