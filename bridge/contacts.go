@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sort"
 	"sync"
@@ -100,7 +101,11 @@ func (b *Bridge) runContacts(ctx context.Context) {
 		wait := time.Minute
 		now := b.now()
 		b.forgetContacts(now)
-		for _, c := range b.Policy().Contacts {
+		// In any order: where several neighbours lead to one node, the first takes what is due, and it must not always be
+		// the same, which may be dead.
+		contacts := slices.Clone(b.Policy().Contacts)
+		rand.Shuffle(len(contacts), func(i, j int) { contacts[i], contacts[j] = contacts[j], contacts[i] })
+		for _, c := range contacts {
 			start, again := b.shouldStart(ctx, c, now)
 			if start {
 				wg.Add(1)

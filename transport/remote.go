@@ -24,6 +24,76 @@ type Session interface {
 	Open(ctx context.Context) (f Folder, end func(), err error)
 }
 
+// Calls makes a Session of a way to call up: outside of a session each operation is a call of its own.
+type Calls struct {
+	// Call opens a session, and returns what ends it.
+	Call func(ctx context.Context) (f Folder, end func(), err error)
+}
+
+// Open implements Session.
+func (c Calls) Open(ctx context.Context) (Folder, func(), error) { return c.Call(ctx) }
+
+// once runs one operation in a session of its own.
+func once[T any](ctx context.Context, c Calls, do func(Folder) (T, error)) (T, error) {
+	f, end, err := c.Call(ctx)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	defer end()
+	return do(f)
+}
+
+// Put implements Folder.
+func (c Calls) Put(ctx context.Context, dir, name string, size int64, r io.Reader) error {
+	_, err := once(ctx, c, func(f Folder) (any, error) { return nil, f.Put(ctx, dir, name, size, r) })
+	return err
+}
+
+// List implements Folder.
+func (c Calls) List(ctx context.Context, dir string) ([]Entry, error) {
+	return once(ctx, c, func(f Folder) ([]Entry, error) { return f.List(ctx, dir) })
+}
+
+// Dirs implements Folder.
+func (c Calls) Dirs(ctx context.Context, dir string) ([]string, error) {
+	return once(ctx, c, func(f Folder) ([]string, error) { return f.Dirs(ctx, dir) })
+}
+
+// Get implements Folder. The session ends when the file is closed.
+func (c Calls) Get(ctx context.Context, dir, name string) (io.ReadCloser, error) {
+	f, end, err := c.Call(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := f.Get(ctx, dir, name)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	return &lastFile{r, end}, nil
+}
+
+// lastFile ends its session.
+type lastFile struct {
+	io.ReadCloser
+	end func()
+}
+
+func (l *lastFile) Close() error {
+	defer l.end()
+	return l.ReadCloser.Close()
+}
+
+// Remove implements Folder.
+func (c Calls) Remove(ctx context.Context, dir, name string) error {
+	_, err := once(ctx, c, func(f Folder) (any, error) { return nil, f.Remove(ctx, dir, name) })
+	return err
+}
+
+// Flush implements Folder: an operation that has ended is durable.
+func (c Calls) Flush(ctx context.Context) error { return ctx.Err() }
+
 // Sweeper is a Folder that deletes many files faster than one by one.
 type Sweeper interface {
 	// RemoveAll deletes files of dir; missing ones are success. After an error some may be left.

@@ -21,6 +21,7 @@ import (
 
 // Folder is a stream. Each operation calls up on its own; Open makes a connection for several.
 type Folder struct {
+	transport.Calls
 	hosts, stream     string
 	servers           []string
 	replicas          int
@@ -33,7 +34,8 @@ func (f *Folder) String() string { return "nats:" + f.hosts + "/" + f.stream }
 
 const (
 	chunk    = 256 << 10        // bytes of a packet in one message
-	patience = 30 * time.Second // for one request
+	slowest  = time.Minute      // for one message of content, on a slow line
+	patience = 10 * time.Second // for any other request; servers choose a new leader within a few
 )
 
 // headers of a head
@@ -55,16 +57,8 @@ func (f *Folder) connect() (*nats.Conn, error) {
 	return c, nil
 }
 
-// Open implements transport.Session.
-func (f *Folder) Open(ctx context.Context) (transport.Folder, func(), error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s, end, nil
-}
-
-func (f *Folder) open(ctx context.Context) (*session, func(), error) {
+// open calls up.
+func (f *Folder) open(ctx context.Context) (transport.Folder, func(), error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
@@ -134,67 +128,6 @@ func (f *Folder) explain(err error) error {
 	}
 	return err
 }
-
-// once runs one operation in a connection of its own.
-func once[T any](ctx context.Context, f *Folder, do func(*session) (T, error)) (T, error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	defer end()
-	return do(s)
-}
-
-// Put implements transport.Folder.
-func (f *Folder) Put(ctx context.Context, dir, name string, size int64, r io.Reader) error {
-	_, err := once(ctx, f, func(s *session) (any, error) { return nil, s.Put(ctx, dir, name, size, r) })
-	return err
-}
-
-// List implements transport.Folder.
-func (f *Folder) List(ctx context.Context, dir string) ([]transport.Entry, error) {
-	return once(ctx, f, func(s *session) ([]transport.Entry, error) { return s.List(ctx, dir) })
-}
-
-// Dirs implements transport.Folder.
-func (f *Folder) Dirs(ctx context.Context, dir string) ([]string, error) {
-	return once(ctx, f, func(s *session) ([]string, error) { return s.Dirs(ctx, dir) })
-}
-
-// Get implements transport.Folder. The connection ends when the file is closed.
-func (f *Folder) Get(ctx context.Context, dir, name string) (io.ReadCloser, error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.Get(ctx, dir, name)
-	if err != nil {
-		end()
-		return nil, err
-	}
-	return &lastFile{r, end}, nil
-}
-
-// lastFile ends its connection.
-type lastFile struct {
-	io.ReadCloser
-	end func()
-}
-
-func (l *lastFile) Close() error {
-	defer l.end()
-	return l.ReadCloser.Close()
-}
-
-// Remove implements transport.Folder.
-func (f *Folder) Remove(ctx context.Context, dir, name string) error {
-	_, err := once(ctx, f, func(s *session) (any, error) { return nil, s.Remove(ctx, dir, name) })
-	return err
-}
-
-// Flush implements transport.Folder: each message was acknowledged when the servers had it.
-func (f *Folder) Flush(ctx context.Context) error { return ctx.Err() }
 
 // Watch implements transport.Watcher: a head that is published is a hint. While no server answers there are none.
 func (f *Folder) Watch(ctx context.Context, dir string) <-chan struct{} {
@@ -308,7 +241,11 @@ func (s *session) trouble(ctx context.Context, err error) error {
 
 // publish stores one message in the servers.
 func (s *session) publish(ctx context.Context, m *nats.Msg, o ...jetstream.PublishOpt) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	limit := patience
+	if len(m.Data) > 0 {
+		limit = slowest
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_, err := s.js.PublishMsg(ctx, m, o...)
 	return err

@@ -35,6 +35,7 @@ func parse(rest string, opts url.Values) (transport.Carrier, error) {
 		return transport.Carrier{}, transport.WithHint(fmt.Errorf("%q is not HOST[:PORT][,HOST…]/STREAM", rest), "as in %s; user and password stand in a file, secret=/FILE", form)
 	}
 	f := &Folder{stream: stream, hosts: hosts, replicas: 1}
+	f.Call = f.open
 	for host := range strings.SplitSeq(hosts, ",") {
 		f.servers = append(f.servers, "nats://"+host)
 	}

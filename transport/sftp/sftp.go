@@ -40,11 +40,13 @@ func parse(rest string, opts url.Values) (transport.Carrier, error) {
 	}
 	name := "sftp:" + rest
 	f := &Folder{name: name, root: path.Clean(dir), ssh: transport.NewCommand(name, append(argv, "sftp")...), swept: map[string]bool{}}
+	f.Call = f.open
 	return transport.Carrier{Folder: f}, nil
 }
 
 // Folder is a directory of a remote machine. Each operation is a session of its own; Open makes one for several.
 type Folder struct {
+	transport.Calls
 	name, root string
 	ssh        *transport.Command
 
@@ -55,16 +57,8 @@ type Folder struct {
 // String is the carrier URL without options.
 func (f *Folder) String() string { return f.name }
 
-// Open implements transport.Session.
-func (f *Folder) Open(ctx context.Context) (transport.Folder, func(), error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s, end, nil
-}
-
-func (f *Folder) open(ctx context.Context) (*session, func(), error) {
+// open calls up.
+func (f *Folder) open(ctx context.Context) (transport.Folder, func(), error) {
 	stream, err := f.ssh.Dial(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -97,67 +91,6 @@ func (f *Folder) open(ctx context.Context) (*session, func(), error) {
 	}
 	return s, end, nil
 }
-
-// once runs one operation in a session of its own.
-func once[T any](ctx context.Context, f *Folder, do func(*session) (T, error)) (T, error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	defer end()
-	return do(s)
-}
-
-// Put implements transport.Folder.
-func (f *Folder) Put(ctx context.Context, dir, name string, size int64, r io.Reader) error {
-	_, err := once(ctx, f, func(s *session) (any, error) { return nil, s.Put(ctx, dir, name, size, r) })
-	return err
-}
-
-// List implements transport.Folder.
-func (f *Folder) List(ctx context.Context, dir string) ([]transport.Entry, error) {
-	return once(ctx, f, func(s *session) ([]transport.Entry, error) { return s.List(ctx, dir) })
-}
-
-// Dirs implements transport.Folder.
-func (f *Folder) Dirs(ctx context.Context, dir string) ([]string, error) {
-	return once(ctx, f, func(s *session) ([]string, error) { return s.Dirs(ctx, dir) })
-}
-
-// Get implements transport.Folder. The session ends when the file is closed.
-func (f *Folder) Get(ctx context.Context, dir, name string) (io.ReadCloser, error) {
-	s, end, err := f.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.Get(ctx, dir, name)
-	if err != nil {
-		end()
-		return nil, err
-	}
-	return &lastFile{r, end}, nil
-}
-
-// lastFile ends its session.
-type lastFile struct {
-	io.ReadCloser
-	end func()
-}
-
-func (l *lastFile) Close() error {
-	defer l.end()
-	return l.ReadCloser.Close()
-}
-
-// Remove implements transport.Folder.
-func (f *Folder) Remove(ctx context.Context, dir, name string) error {
-	_, err := once(ctx, f, func(s *session) (any, error) { return nil, s.Remove(ctx, dir, name) })
-	return err
-}
-
-// Flush implements transport.Folder.
-func (f *Folder) Flush(ctx context.Context) error { return ctx.Err() }
 
 // session is the folder while a connection stands. It is safe for concurrent use.
 type session struct {
