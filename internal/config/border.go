@@ -112,7 +112,7 @@ func target(t string) ([]string, error) {
 	bare := strings.Trim(t, `"`)
 	switch {
 	case strings.HasPrefix(bare, "|"), strings.HasPrefix(bare, "/"):
-		return nil, fmt.Errorf("%s is a program or a file: give the name a [[deliver]] of its own, with pipe: or maildir:", t)
+		return nil, fmt.Errorf("%s is a program or a file: a [[deliver]] of its own, by pipe: or maildir:, does that", t)
 	case strings.HasPrefix(bare, ":include:"):
 		return ReadAddresses(strings.TrimPrefix(bare, ":include:"))
 	case strings.HasPrefix(bare, ":"):

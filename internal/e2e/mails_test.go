@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -41,7 +41,11 @@ func corpus(t *testing.T) (list []corpusMail) {
 		}
 		list = append(list, corpusMail{filepath.Base(f), text})
 	}
-	if b, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/mime/multipart/testdata/nested-mime")); err == nil {
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(root)), "src/mime/multipart/testdata/nested-mime")); err == nil {
 		list = append(list, corpusMail{"nested-mime of Go", crlf(string(b))})
 	}
 	g := generator{rand.New(rand.NewPCG(1860, 1861))}

@@ -1,7 +1,6 @@
 package peertest
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,12 +13,11 @@ import (
 // jail is a mount name space in which an unpacked package looks installed: its files lie over /usr and /etc, and
 // what is written there goes to a scratch folder. Nothing of it is seen from outside.
 type jail struct {
-	t        testing.TB
-	dir      string // scratch folder of this instance
-	log      string // file with what the daemon prints
-	cmd      *exec.Cmd
-	exited   chan struct{}
-	leftover func() // ends what the daemon started, if that outlives it
+	t      testing.TB
+	dir    string // scratch folder of this instance
+	log    string // file with what the daemon prints
+	cmd    *exec.Cmd
+	exited chan struct{}
 }
 
 // store is where .ci/peers unpacks what cannot be installed beside Postfix.
@@ -121,13 +119,6 @@ func (j *jail) start(pkg, users string, command ...string) {
 	go func() { defer close(exited); cmd.Wait() }()
 }
 
-// run runs a program beside the daemon.
-func (j *jail) run(command ...string) (string, error) {
-	args := append([]string{"-m", "-t", fmt.Sprint(j.cmd.Process.Pid)}, command...)
-	out, err := exec.Command("nsenter", args...).CombinedOutput()
-	return string(out), err
-}
-
 // stop ends the daemon and whatever it has started.
 func (j *jail) stop() {
 	if j.cmd == nil {
@@ -140,9 +131,6 @@ func (j *jail) stop() {
 	}
 	syscall.Kill(-j.cmd.Process.Pid, syscall.SIGKILL)
 	<-j.exited
-	if j.leftover != nil {
-		j.leftover()
-	}
 	j.cmd = nil
 }
 

@@ -181,7 +181,7 @@ func (t *intake) show(ctx context.Context, addr string) (*gomilter.Action, error
 		timeout = 30 * time.Second
 	}
 	c := gomilter.NewClientWithOptions(network, place, gomilter.ClientOptions{
-		Dialer: &net.Dialer{Timeout: timeout, Cancel: ctx.Done()}, ReadTimeout: timeout, WriteTimeout: timeout,
+		Dialer: dialer{ctx, timeout}, ReadTimeout: timeout, WriteTimeout: timeout,
 		ActionMask:   gomilter.OptAddHeader | gomilter.OptChangeHeader,
 		ProtocolMask: 0,
 	})
@@ -199,6 +199,17 @@ func (t *intake) show(ctx context.Context, addr string) (*gomilter.Action, error
 		t.modify(mods)
 	}
 	return v, nil
+}
+
+// dialer is a net.Dialer that gives up when the client is gone.
+type dialer struct {
+	ctx     context.Context
+	timeout time.Duration
+}
+
+// Dial is the milter library's.
+func (d dialer) Dial(network, addr string) (net.Conn, error) {
+	return (&net.Dialer{Timeout: d.timeout}).DialContext(d.ctx, network, addr)
 }
 
 // final reports whether a verdict ends the conversation.
