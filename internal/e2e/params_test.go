@@ -18,8 +18,10 @@ func TestEveryParameter(t *testing.T) {
 	out := newSink(t, nil)
 	out.More = "250-AUTH PLAIN\r\n250-MT-PRIORITY\r\n250-DELIVERBY 60\r\n250-REQUIRETLS\r\n"
 	plain := newSink(t, nil)
+	plain.ASCII = true
 	smtp := peertest.FreePort(t)
-	conf := mailhouse(smtp, t.TempDir())
+	mail := t.TempDir()
+	conf := mailhouse(smtp, mail)
 	camp := newNode(t, "camp", conf)
 	hub := newNode(t, "hub", fmt.Sprintf("domain = \"hub.example\"\n[[deliver]]\nto = [\"old.hub.example\"]\nvia = \"smtp:%s\"\n[[deliver]]\nto = [\"hub.example\"]\nvia = \"smtp:%s\"\n",
 		plain.Addr, out.Addr))
@@ -68,8 +70,8 @@ func TestEveryParameter(t *testing.T) {
 		t.Fatalf("%d mails", len(got))
 	}
 	m := got[0]
-	mail := regexp.MustCompile(`^FROM:<"odd sender"@camp\.example> SIZE=\d+ BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=QQ\+2B314 AUTH=ana\+40camp\.example MT-PRIORITY=4 BY=35[0-9][0-9];NT$`)
-	if !mail.MatchString(m.Mail) {
+	line := regexp.MustCompile(`^FROM:<"odd sender"@camp\.example> SIZE=\d+ BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=QQ\+2B314 AUTH=ana\+40camp\.example MT-PRIORITY=4 BY=35[0-9][0-9];NT$`)
+	if !line.MatchString(m.Mail) {
 		t.Errorf("MAIL %s", m.Mail)
 	}
 	want := []string{
@@ -90,7 +92,21 @@ func TestEveryParameter(t *testing.T) {
 	if len(got) != 1 || !strings.HasPrefix(got[0].Mail, "FROM:<> SIZE=") || !strings.HasSuffix(got[0].Mail, " RET=FULL") || strings.Contains(got[0].Mail, "BY=") {
 		t.Errorf("to a server that knows less: %+v", got)
 	}
-	if n := len(box(t, strings.TrimSuffix(strings.SplitN(strings.SplitN(conf, "maildir:", 2)[1], "\"", 2)[0], "/%u")+"/postmaster")); n != 1 {
+	// What a server without SMTPUTF8 cannot take comes back, with the address as it is (RFC 6533).
+	dialog("MAIL FROM:<se\u00f1ora@camp.example> SMTPUTF8 ENVID=u8", "RCPT TO:<\u00f1@old.hub.example>", "RCPT TO:<n@old.hub.example>")
+	drained(t, camp, hub)
+	dsns := box(t, mail+"/se%C3%B1ora")
+	if len(dsns) != 1 {
+		t.Errorf("%d notices for a sender with an address in UTF-8", len(dsns))
+	}
+	for _, d := range dsns {
+		for _, want := range []string{"Content-Type: message/global-delivery-status\n", "Final-Recipient: utf-8; \u00f1@old.hub.example\n", "Action: failed\nStatus: 5.6.7\n", "Original-Envelope-Id: u8\n"} {
+			if !strings.Contains(d, want) {
+				t.Errorf("no %q in\n%s", want, d)
+			}
+		}
+	}
+	if n := len(box(t, mail+"/postmaster")); n != 1 {
 		t.Errorf("%d mails for postmaster", n)
 	}
 }

@@ -126,6 +126,7 @@ type sink struct {
 	Refuse func(rcpt string) string
 	LMTP   bool   // a verdict for each recipient
 	More   string // further extensions, each as a reply line with CRLF
+	ASCII  bool   // it knows no SMTPUTF8
 
 	ln net.Listener
 	wg sync.WaitGroup
@@ -222,7 +223,11 @@ func (s *sink) dialog(c net.Conn) {
 				say("500 5.5.1 wrong protocol")
 				continue
 			}
-			say("250-sink.test\r\n" + s.More + "250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
+			utf8 := "250-SMTPUTF8\r\n"
+			if s.ASCII {
+				utf8 = ""
+			}
+			say("250-sink.test\r\n" + s.More + "250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n" + utf8 + "250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
 		case "XFORWARD":
 			m.Xforward = append(m.Xforward, rest)
 			say("250 2.0.0 ok")
