@@ -9,7 +9,7 @@ import (
 func (a *app) dkimCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "dkim",
-		Short: "DNS records of the keys that sign mail",
+		Short: "show the DNS records of the keys that sign mail",
 		Long: `Prints the TXT records that publish the keys of [[dkim]]. Mail of local users and accounts is signed when its From
 field has a domain with a key. A key is made by one of
 

@@ -66,6 +66,8 @@ func setup(e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	// A script that forgets to name its home must not make or touch the machine's own node, which is root's default.
+	e.Vars = append(e.Vars, "MOCHILA_HOME="+filepath.Join(e.WorkDir, "home"))
 	e.Vars = append(e.Vars, "NOTIFY_SOCKET="+path, "TZ=UTC", "PORT="+port, "TERM=dumb")
 	for _, node := range []string{"camp", "hub"} {
 		e.Vars = append(e.Vars, strings.ToUpper(node)+"="+filepath.Join(e.WorkDir, node))

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"mochila/internal/control"
 	"mochila/internal/submit"
@@ -69,6 +71,7 @@ while the daemon restarts, so that no client is refused.`,
 						return
 					case <-hangup:
 					}
+					notify(a.getenv("NOTIFY_SOCKET"), reloading())
 					select {
 					case <-ctx.Done():
 						return
@@ -87,6 +90,7 @@ while the daemon restarts, so that no client is refused.`,
 			err = control.Serve(ctx, h, control.ServeOptions{
 				Version: a.env.Version, Log: logger, Reload: reload, Sockets: sockets,
 				Watchdog: time.Duration(watchdog) * time.Microsecond / 2,
+				Reloaded: func() { notify(a.getenv("NOTIFY_SOCKET"), "READY=1") },
 				Alive:    func() { notify(a.getenv("NOTIFY_SOCKET"), "WATCHDOG=1") },
 				Ready: func() {
 					if err := notify(a.getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
@@ -103,6 +107,15 @@ while the daemon restarts, so that no client is refused.`,
 	c.Flags().BoolVar(&debug, "debug", false, "log more")
 	c.Flags().StringVar(&program, "log-name", "mochila", "the `name` in front of log lines; postfix for tools that know no other")
 	return c
+}
+
+// reloading is the state while the configuration is read again (Type=notify-reload wants the time).
+func reloading() string {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return "RELOADING=1"
+	}
+	return fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", t.Nano()/1000)
 }
 
 // firstSocket is the descriptor of the first socket that a service manager hands over (sd_listen_fds(3)).
@@ -150,6 +163,7 @@ func notify(socket, state string) error {
 	if err != nil {
 		return err
 	}
+	conn.SetWriteDeadline(time.Now().Add(time.Second)) // a manager that does not read must not stop the mail
 	_, err = io.WriteString(conn, state)
 	return errors.Join(err, conn.Close())
 }

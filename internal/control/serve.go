@@ -32,6 +32,8 @@ type ServeOptions struct {
 	Log     *slog.Logger
 	Reload  <-chan struct{} // each value reads the configuration again
 	Ready   func()          // called once everything listens
+	// Reloaded is called after the configuration has been read again, or refused; nil: nobody wants to know.
+	Reloaded func()
 	// Sockets are listening sockets of a service manager, for the addresses of [smtp] and [link] listen. Serve closes
 	// them.
 	Sockets []*os.File
@@ -94,6 +96,9 @@ func Serve(ctx context.Context, home config.Home, o ServeOptions) error {
 			}
 			if d.cert != nil {
 				d.cert.reload()
+			}
+			if o.Reloaded != nil {
+				o.Reloaded()
 			}
 		}
 	}
