@@ -18,9 +18,9 @@ import (
 // TestManyNeighbours: one node has packets for many neighbours, all of whom it calls at once. One of them takes the call and then hangs.
 // The others get everything meanwhile, and neither goroutines nor memory grow with the queue.
 func TestManyNeighbours(t *testing.T) {
-	neighbours, packets := 16, 25
+	neighbours, packets, look := 16, 25, 50*time.Millisecond
 	if os.Getenv("MOCHILA_SOAK") == "1" {
-		neighbours, packets = 200, 1000
+		neighbours, packets, look = 200, 1000, 5*time.Second
 	}
 	l := newLoneLab(t)
 	l.set(time.Now())
@@ -98,7 +98,7 @@ func TestManyNeighbours(t *testing.T) {
 		runtime.GC() // what is held, without what only waits to be collected
 		runtime.ReadMemStats(&m)
 		most, heap = max(most, runtime.NumGoroutine()), max(heap, m.HeapAlloc)
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(look)
 	}
 	hung := false
 	for _, c := range hub.b.Contacts() {
