@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"syscall"
 	"time"
 )
 
@@ -163,7 +164,9 @@ func (c *contact) readHello() ([]byte, error) {
 		return nil, fmt.Errorf("%w: the other side does not speak mochila's link protocol", errFrame)
 	}
 	if err != nil {
-		if errors.Is(err, errSilent) || n > 0 {
+		// A line that knows why it ended (a program's last words, a modem that nobody answers) says more than a guess.
+		hungUp := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+		if errors.Is(err, errSilent) || n > 0 || !hungUp {
 			return nil, fmt.Errorf("wait for greeting: %w", err)
 		}
 		return nil, withHint(fmt.Errorf("the other side hung up without a greeting: %w", cut(err)),
