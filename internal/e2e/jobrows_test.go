@@ -489,7 +489,22 @@ func TestNNCPFaults(t *testing.T) {
 		}},
 		{"Concurrency", func(t *testing.T, w *jobWorld) { // each waits for the next: one after the other they would never end
 			a, b, c := w.run("a", "meet", "b"), w.run("b", "meet", "c"), w.run("c", "meet", "a")
-			w.trip()
+			w.lay(w.pack()...)
+			w.hub.serve() // a single sync may end before all three have begun
+			peertest.Await(t, "all three", func() bool {
+				var l control.JobList
+				w.hub.get("/v1/jobs?side=ended&limit=1", &l)
+				ended := 0
+				for _, x := range l.Channels {
+					if len(x.Channel) == 1 && x.Waiting == 0 && x.Next == 2 {
+						ended++
+					}
+				}
+				return ended == 3
+			}, w.hub.log.String)
+			w.hub.shutdown()
+			w.sync(w.hub)
+			w.home()
 			for _, id := range []string{a, b, c} {
 				if it := w.job(w.camp, id); it.State != "done" {
 					t.Errorf("%+v", it)

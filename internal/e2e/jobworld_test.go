@@ -80,10 +80,10 @@ retry = 0
 
 [[handler]]
 name = "meet"
-command = ["/bin/sh", "-c", "touch OUT/meet.$MOCHILA_CHANNEL; until [ -e OUT/meet.$(cat) ]; do sleep 0.05; done"]
+command = ["/bin/sh", "-c", "touch OUT/meet.$MOCHILA_CHANNEL; next=$(cat); until [ -e OUT/meet.$next ]; do sleep 0.05; done"]
 allow = ["camp:*"]
 concurrency = 4
-timeout = "60s"
+timeout = "10m"
 `
 
 func newJobWorld(t *testing.T) *jobWorld {
@@ -251,12 +251,46 @@ func (w *jobWorld) one() packet {
 // show lays packets on hub's stick and lets hub read it.
 func (w *jobWorld) show(list ...packet) []control.SyncLine {
 	w.t.Helper()
+	w.lay(list...)
+	lines := w.sync(w.hub)
+	for range 100 { // on a slow machine one sync ends before everything that could run has run
+		if !w.busy() {
+			break
+		}
+		w.sync(w.hub)
+	}
+	return lines
+}
+
+// busy reports whether a job at hub could run now, or runs.
+func (w *jobWorld) busy() bool {
+	w.t.Helper()
+	var l control.JobList
+	if err := w.with(w.hub, func(c *control.Client) error { return c.Get(w.t.Context(), "/v1/jobs?side=peers&limit=1000", &l) }); err != nil {
+		w.t.Fatal(err)
+	}
+	next := map[string]uint64{}
+	for _, c := range l.Channels {
+		if !c.Own && c.State == "" {
+			next[c.Channel] = c.Next
+		}
+	}
+	for _, it := range l.Jobs {
+		if n, open := next[it.Channel]; it.State == "running" || it.State == "waiting" && (it.Seq == 0 || open && it.Seq == n) {
+			return true
+		}
+	}
+	return false
+}
+
+// lay lays packets on hub's stick.
+func (w *jobWorld) lay(list ...packet) {
+	w.t.Helper()
 	for _, p := range list {
 		if err := os.WriteFile(filepath.Join(w.far, w.there, p.name), p.data, 0o644); err != nil {
 			w.t.Fatal(err)
 		}
 	}
-	return w.sync(w.hub)
 }
 
 // home brings what hub has to say to camp.
