@@ -41,7 +41,7 @@ type place struct {
 // network.
 const (
 	rushWorkers = 4
-	rushTime    = 5 * time.Millisecond // so long after a mail came in
+	rushTime    = 20 * time.Millisecond // so long after a mail came in
 	quickTime   = 10 * time.Millisecond
 )
 

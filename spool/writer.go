@@ -20,8 +20,8 @@ const (
 // What ApplySoon may wait for company, and how many of its callers are company enough. The wait is a few syncs of a
 // fast disk long.
 const (
-	soonWait  = 5 * time.Millisecond
-	soonCount = 12
+	soonWait  = 3 * time.Millisecond
+	soonCount = 32
 )
 
 // request is one call of Apply.
