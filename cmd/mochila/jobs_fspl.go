@@ -125,7 +125,8 @@ func (a *app) jobsImportCmd() *cobra.Command {
 		Short: "make jobs of what lies in a Filespooler queue",
 		Long: `Takes the jobs out of a queue of Filespooler in their order, in place of fspl queue-process, and makes each a job for
 another node's handler: payload, parameters (with --params, behind the arguments given here) and variables (where the handler allows
-them; with fspl_env it gets them as FSPL_SET_NAME, too) go along; a NOP stays one, and a Fail becomes a barrier. A job leaves the queue when it is durable here.
+them; with fspl_env it gets them as FSPL_SET_NAME, too) go along; a NOP stays one, and a Fail becomes a barrier.
+A job leaves the queue when it is durable here.
 
 A copy of a job that was taken already is removed. Two different jobs with one number stop the queue (65), as does a number
 that is missing (75), which is said; files that are no jobs stop nothing. A crash between the two queues leaves a job of

@@ -324,9 +324,11 @@ func (a *app) queueActCmd(act *control.QueueAction, short, long, done string) *c
 	c := &cobra.Command{
 		Use:   act.Verb + " [ID…|ALL|-]",
 		Short: short,
-		Long: strings.TrimSpace(strings.ToUpper(short[:1])+short[1:]+". "+long) + ` Which envelopes, their ids say, or the options that
-choose by sender, recipient, place, state, age and size; all that are given must fit. With --dry-run nothing happens but
-their list.`,
+		Args:  cobra.ArbitraryArgs, // ids, ALL, or - for ids on standard input
+		Long: strings.TrimSpace(strings.ToUpper(short[:1])+short[1:]+". "+long) + `
+
+Which envelopes, their ids say, or the options that choose by sender, recipient, place, state, age and size; all that are
+given must fit. With --dry-run nothing happens but their list.`,
 		Example: "  mochila queue " + act.Verb + " QR7A\n  mochila queue " + act.Verb + " --from '*@spam.example' --older 2d --dry-run",
 		RunE: func(c *cobra.Command, args []string) error {
 			q := *act
