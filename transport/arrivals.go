@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -16,7 +18,8 @@ import (
 // Source is a Submitter at whose place the neighbour's packets appear, too: a folder that NNCP unpacks into, a
 // Filespooler queue.
 type Source interface {
-	// Arrivals calls each with every packet that is there, until each returns false. ErrAbsent: the place is not there.
+	// Arrivals calls each with every packet that is there, small before big, until each returns false. ErrAbsent: the
+	// place is not there.
 	Arrivals(ctx context.Context, each func(Arrival) bool) error
 }
 
@@ -31,19 +34,23 @@ type Arrival struct {
 }
 
 // arrivals brings what lies at a Source to a Station. Each packet waits for nothing but itself: one that is not
-// complete is looked at again at the next contact. Trouble of this node's own ends it.
+// complete is looked at again at the next contact. Trouble with one, or of this node's own, is met maxFailed times before
+// reading stops, since a receipt that fits may lie behind a mail that does not. The first error is returned.
 func arrivals(ctx context.Context, src Source, st Station, stats *Stats, log *slog.Logger) error {
 	var trouble error
+	failures := 0
 	err := src.Arrivals(ctx, func(a Arrival) bool {
 		err := arrival(ctx, a, st, stats)
 		switch {
+		case err == nil:
 		case errors.Is(err, ErrIncomplete):
 			stats.Incomplete++
-		case err != nil:
-			trouble = fmt.Errorf("take %s: %w", a.Name, err)
+		default:
+			trouble = firstErr(trouble, fmt.Errorf("take %s: %w", a.Name, err))
 			log.Warn("cannot take what came", "name", a.Name, "err", err)
+			failures++
 		}
-		return trouble == nil && ctx.Err() == nil
+		return ctx.Err() == nil && failures < maxFailed && !errors.Is(err, ErrAbsent)
 	})
 	return firstErr(trouble, err)
 }
@@ -121,24 +128,27 @@ func (b *inbox) arrivals(ctx context.Context, each func(Arrival) bool) error {
 	}
 	seen := map[string]inboxTry{}
 	defer func() { b.at = seen }()
-	for _, e := range entries {
-		name := e.Name()
-		if len(name) < 52 || !e.Type().IsRegular() {
-			continue
-		}
+	more := true
+	for _, fi := range packetFiles(entries) {
+		name := fi.Name()
 		id, err := ParseID(name[:52])
-		fi, err2 := e.Info()
-		if err != nil || err2 != nil {
+		if err != nil {
 			continue
 		}
 		try, tried := b.at[name]
+		if !more {
+			if tried {
+				seen[name] = try
+			}
+			continue
+		}
 		if tried && try.size == fi.Size() && try.mod.Equal(fi.ModTime()) && time.Now().Before(try.again) {
 			seen[name] = try
 			continue
 		}
 		path := filepath.Join(b.dir, name)
 		taken := false
-		more := each(Arrival{Name: path, Size: fi.Size(),
+		more = each(Arrival{Name: path, Size: fi.Size(),
 			Open: func(ctx context.Context) (io.ReadCloser, error) { return openNamed(ctx, path, id, fi.Size()) },
 			Done: func() error { taken = true; return removeDurably(b.dir, path) }})
 		if !taken {
@@ -148,11 +158,22 @@ func (b *inbox) arrivals(ctx context.Context, each func(Arrival) bool) error {
 			}
 			seen[name] = inboxTry{fi.Size(), fi.ModTime(), time.Now().Add(wait), wait}
 		}
-		if !more {
-			break
-		}
 	}
 	return nil
+}
+
+// packetFiles returns the files that may hold packets, small before big.
+func packetFiles(entries []os.DirEntry) (files []fs.FileInfo) {
+	for _, e := range entries {
+		if len(e.Name()) < 52 || !e.Type().IsRegular() {
+			continue
+		}
+		if fi, err := e.Info(); err == nil {
+			files = append(files, fi)
+		}
+	}
+	slices.SortStableFunc(files, func(a, b fs.FileInfo) int { return cmp.Compare(a.Size(), b.Size()) })
+	return files
 }
 
 // openNamed opens a file that should hold the packet id.

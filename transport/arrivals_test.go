@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,6 +128,53 @@ func TestArrivals(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(in, id[3])); !os.IsNotExist(err) {
 		t.Error("a refused packet lies there still")
+	}
+}
+
+// TestArrivalsBehindTrouble: what this node has no room for keeps nothing behind it from being read; a node that can take
+// nothing does not go through the whole folder.
+func TestArrivalsBehindTrouble(t *testing.T) {
+	dir := t.TempDir()
+	in := filepath.Join(dir, "incoming")
+	if err := os.Mkdir(in, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var offered []int64
+	for i := range 40 {
+		data := transporttest.Random(uint64(i), 1000+100*((i*7)%40))
+		if err := os.WriteFile(filepath.Join(in, transporttest.Packet(0, data).ID.String()), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := transport.NewNNCP("hub", transport.NNCPOptions{In: in, Spool: dir, Program: "/nonexistent"})
+	st := transporttest.NewStation("")
+	st.OnReceive = func(_ transport.ID, size int64) error {
+		offered = append(offered, size)
+		if len(offered) <= 10 {
+			return fmt.Errorf("disk full: %w", syscall.ENOSPC)
+		}
+		return nil
+	}
+	stats, err := transport.NewSubmitLink(s, transport.SubmitOptions{}).Run(t.Context(), st)
+	if !errors.Is(err, syscall.ENOSPC) || stats.PacketsIn != 30 {
+		t.Errorf("ten fail: %+v, %v", stats, err)
+	}
+	if !slices.IsSorted(offered) || len(offered) != 40 {
+		t.Errorf("%d offered, not small before big: %v", len(offered), offered)
+	}
+	for i := range 40 {
+		data := transporttest.Random(uint64(100+i), 1000)
+		if err := os.WriteFile(filepath.Join(in, transporttest.Packet(0, data).ID.String()), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	offered = nil
+	st.OnReceive = func(_ transport.ID, size int64) error {
+		offered = append(offered, size)
+		return syscall.ENOSPC
+	}
+	if stats, err = transport.NewSubmitLink(s, transport.SubmitOptions{}).Run(t.Context(), st); !errors.Is(err, syscall.ENOSPC) || stats.PacketsIn != 0 || len(offered) != 16 {
+		t.Errorf("all fail: %d offered, %+v, %v", len(offered), stats, err)
 	}
 }
 

@@ -1,12 +1,14 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,8 +67,8 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// Arrivals implements Source: the jobs in the neighbour's queue that hold packets, in whatever order they are there.
-// Others are left alone.
+// Arrivals implements Source: the jobs in the neighbour's queue that hold packets, whatever their numbers. Others are
+// left alone.
 func (s *Filespooler) Arrivals(ctx context.Context, each func(Arrival) bool) error {
 	if s.in == "" {
 		return nil
@@ -79,6 +81,7 @@ func (s *Filespooler) Arrivals(ctx context.Context, each func(Arrival) bool) err
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrAbsent, err)
 	}
+	slices.SortStableFunc(jobs, func(a, b *fspl.Job) int { return cmp.Compare(a.Size, b.Size) })
 	for _, j := range jobs {
 		for _, e := range j.Env {
 			id, err := ParseID(e[1])
