@@ -179,8 +179,12 @@ func (b *Body) Discard() {
 	if b.f == nil {
 		return
 	}
-	b.f.Close()                                                     // closed already when it was finished
-	b.s.retire(discard{b.name, b.reuse && (b.again || b.finished)}) // else its name may not be durable
+	b.f.Close() // closed already when it was finished
+	if b.finished && b.s.broken.Load() != nil {
+		return // nobody knows whether the index mentions it: the next start does
+	}
+	// A file is used again only when its name is durable, and when its blocks have shown no fault.
+	b.s.retire(discard{b.name, b.reuse && b.err == nil && (b.again || b.finished)})
 }
 
 // Open reads the content, after Finish and before it is given to Tx.Add or discarded.
@@ -191,7 +195,11 @@ func (b *Body) Open() (io.ReadSeekCloser, error) {
 	if b.f == nil {
 		return memoryBody{bytes.NewReader(b.buf)}, nil
 	}
-	return b.s.o.FS.Open(b.s.bodyPath(b.name))
+	f, err := b.s.o.FS.Open(b.s.bodyPath(b.name))
+	if err != nil {
+		return nil, err
+	}
+	return &bodyFile{File: f, size: b.size, done: func() {}}, nil // the file may be longer
 }
 
 // Size is how many bytes were written.

@@ -106,6 +106,22 @@ func TestSpare(t *testing.T) {
 	if n := len(s.spares.files); n != 1 {
 		t.Errorf("%d files are kept", n)
 	}
+	// read before it is added, from a file that is longer
+	end(t, s, third.Env.ID)
+	v := s.NewMailBody()
+	v.Write(a)
+	if err := v.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	in, err := v.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(in); err != nil || !bytes.Equal(got, a) {
+		t.Errorf("read %d bytes of a body of %d, %v", len(got), len(a), err)
+	}
+	in.Close()
+	v.Discard()
 	clean(t, s)
 }
 

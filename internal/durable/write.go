@@ -49,11 +49,18 @@ func fill(f File, write func(io.Writer) error) error {
 	return Seal(f, c.n)
 }
 
-// Reseal is Seal for a file that was there before and may be longer.
+// truncater is a File that can be cut short.
+type truncater interface{ Truncate(size int64) error }
+
+// Reseal is Seal for a file that was there before and may be longer. One that is much longer is cut: little content must
+// not hold much of the disk.
 func Reseal(f File, size int64) error {
 	st, err := f.Stat()
 	if err == nil && st.Size() < size {
 		err = fmt.Errorf("wrote %d bytes, the file has %d", size, st.Size())
+	}
+	if t, ok := f.(truncater); ok && err == nil && st.Size() > max(4*size, size+64<<10) {
+		err = t.Truncate(size)
 	}
 	return sealed(f, err)
 }
