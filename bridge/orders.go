@@ -158,9 +158,7 @@ func (in *intake) input(body *spool.Body) (*letter.Input, error) {
 func (in *intake) commitOrders(reqs []*jobs.Request, item *spool.Item) (string, error) {
 	tickets, err := in.b.jobs.EnqueueWith(reqs, func(tx *spool.Tx) error { return in.add(tx, item) })
 	if err != nil {
-		if item != nil {
-			in.body.Discard()
-		}
+		in.body.Discard()
 		if errors.Is(err, jobs.ErrState) || errors.Is(err, envelope.ErrFormat) {
 			return "", envelope.NewStatus(554, "5.6.0", envelope.OneLine(err.Error(), 200))
 		}

@@ -42,6 +42,11 @@ func (j *Jobs) EnqueueWith(reqs []*Request, also func(*spool.Tx) error) ([]Ticke
 	for i, r := range reqs {
 		item, err := j.request(r, p, now)
 		if err != nil {
+			for _, r := range reqs {
+				if r.Body != nil {
+					r.Body.Discard()
+				}
+			}
 			return nil, err
 		}
 		items[i], tickets[i].ID = item, item.Env.ID

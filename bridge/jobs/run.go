@@ -253,6 +253,10 @@ func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
 			if !errors.Is(err, spool.ErrClosed) {
 				j.log.Error("jobs: record what was done", "channel", l.channel, "err", err)
 			}
+			if last != nil && j.insist(ctx, err) {
+				continue
+			}
+			j.forget(last)
 			return j.o.Now().Add(10 * time.Second)
 		}
 		last = nil
@@ -283,6 +287,34 @@ func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
 			return at
 		}
 	}
+}
+
+// recordPause is how long a disk that cannot take an outcome is left alone.
+const recordPause = time.Second
+
+// insist waits before an outcome that could not be stored is stored once more; false when that is of no use: the spool
+// is closed or broken, or the node goes down. The next start finds the journal's entry then.
+func (j *Jobs) insist(ctx context.Context, err error) bool {
+	if errors.Is(err, spool.ErrClosed) || errors.Is(err, spool.ErrBroken) {
+		return false
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(recordPause):
+		return true
+	}
+}
+
+// forget gives up an outcome that cannot be stored.
+func (j *Jobs) forget(last *run) {
+	if last == nil {
+		return
+	}
+	if last.content != nil {
+		last.content.Discard()
+	}
+	j.release(last)
 }
 
 // execute runs one program, which is recorded as started. It reports false when nobody knows how that went.

@@ -29,7 +29,6 @@ type verdict struct {
 func (j *Jobs) step(ctx context.Context, l lane, last *run) (next *run, busy <-chan struct{}, wake time.Time, err error) {
 	b := j.Batch()
 	p := j.policy()
-	var freed *run
 	err = j.spool.ApplyUrgent(func(tx *spool.Tx) error {
 		b.Reset()
 		j.release(next) // an earlier run of this function
@@ -54,17 +53,11 @@ func (j *Jobs) step(ctx context.Context, l lane, last *run) (next *run, busy <-c
 		}
 		return putIfChanged(tx, l.chanKey, c)
 	})
-	freed = last
 	if err != nil {
 		j.release(next)
-		next = nil
-		if last != nil && last.content != nil {
-			last.content.Discard()
-		}
-		j.release(freed)
-		return nil, nil, time.Time{}, err
+		return nil, nil, time.Time{}, err // last is still the caller's: what it did must not be forgotten
 	}
-	j.release(freed)
+	j.release(last)
 	b.Committed()
 	return next, busy, wake, nil
 }
