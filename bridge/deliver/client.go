@@ -21,6 +21,7 @@ import (
 // a time.
 type client struct {
 	nc    net.Conn
+	raw   net.Conn // the connection below TLS; it never changes
 	r     *bufio.Reader
 	w     *bufio.Writer
 	o     *Options
@@ -51,7 +52,7 @@ func dial(ctx context.Context, network, addr string, lmtp bool, o *Options) (*cl
 		}
 		return nil, &down{ours(code, fmt.Sprintf("connect to %s: %s", addr, reason(err)))}
 	}
-	c := &client{nc: nc, o: o, lmtp: lmtp, local: network == "unix", ext: map[string]string{}}
+	c := &client{nc: nc, raw: nc, o: o, lmtp: lmtp, local: network == "unix", ext: map[string]string{}}
 	c.r = bufio.NewReaderSize(nc, maxReplyLine)
 	c.w = bufio.NewWriterSize((*blockWriter)(c), 64<<10)
 	defer onDone(ctx, c.cancel)()
@@ -163,7 +164,7 @@ func (c *client) arm(d time.Duration) {
 // endBy makes every read and write fail from t on. It may be called while they run.
 func (c *client) endBy(t time.Time) {
 	c.stop.Store(t.UnixNano())
-	c.nc.SetDeadline(t)
+	c.raw.SetDeadline(t)
 }
 
 // cancel is endBy(now).
