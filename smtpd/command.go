@@ -171,7 +171,7 @@ func (c *conn) capabilities(now time.Time) []string {
 	if c.srv.TLS != nil && c.peer.TLS == "" && c.peer.Addr != "" {
 		caps = append(caps, "STARTTLS")
 	}
-	if c.trusted {
+	if c.mayForward() {
 		caps = append(caps, "XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE")
 	}
 	if c.offersAuth() {

@@ -532,6 +532,8 @@ func TestServeConn(t *testing.T) {
 	c.expect("220 *")
 	c.say("HELO c\r\n")
 	c.expect("250 *")
+	c.say("XFORWARD ADDR=192.0.2.1 NAME=else\r\n") // a user is who he is
+	c.expect("550 5.7.1 *")
 	near2, far2 := net.Pipe()
 	wg.Go(func() { s.ServeConn(ctx, far2, envelope.Client{}) })
 	(&talk{t, near2, bufio.NewReader(near2)}).expect("421 4.3.2 too many connections")

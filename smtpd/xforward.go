@@ -14,7 +14,7 @@ const maxForward = 255
 // is unknown; the end of the transaction, RSET and EHLO forget it.
 func (c *conn) xforward(args string) {
 	switch {
-	case !c.trusted:
+	case !c.mayForward():
 		c.fail(550, "5.7.1", "XFORWARD is not for you")
 		return
 	case c.helo == "" || c.mail != nil:
@@ -48,6 +48,10 @@ func (c *conn) xforward(args string) {
 	c.forward = &f
 	c.reply(250, "2.0.0", "Ok")
 }
+
+// mayForward reports whether what the client says of others is believed. A local user at the submission socket may relay,
+// but is who he is; root may speak for others.
+func (c *conn) mayForward() bool { return c.trusted && c.peer.UID <= 1 }
 
 // setForward puts one attribute into f; an empty value means unknown.
 func setForward(f *envelope.Client, key, value string) bool {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
-	"mochila/bridge/route"
 	"mochila/internal/config"
 	"mochila/internal/durable"
 	"mochila/internal/seal"
@@ -223,12 +222,16 @@ func (d *daemon) server(proto string) (*smtpd.Server, error) {
 			return nil, fmt.Errorf("[smtp] open_to: %w", err)
 		}
 		s.OpenTo = func(addr string) bool {
+			if strings.EqualFold(addr, "postmaster") {
+				return true // RFC 5321 section 4.5.1
+			}
+			addr = n.bridge.Qualify(addr) // what it stands for
 			for _, p := range open {
 				if p.Match(addr) {
 					return true
 				}
 			}
-			return route.Domain(addr) == ""
+			return false
 		}
 	}
 	if c.SMTP.TLSCert != "" {

@@ -113,7 +113,7 @@ func TestBorder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for to, want := range map[string]string{"nobody@camp.example": "550 5.1.1", "eve@third.example": "550 5.7.1"} {
+	for to, want := range map[string]string{"nobody@camp.example": "550 5.1.1", "eve@third.example": "550 5.7.1", "dora@hub.example": "550 5.7.1", "dora": "550 5.7.1"} {
 		if err := send(hubPort, text, "<eve@else.example>", "<"+to+">"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", to, err, want)
 		}
