@@ -39,6 +39,7 @@ func (k *checker) all() {
 	k.contacts()
 	k.delivers()
 	k.handlers()
+	k.apart()
 	k.dkim()
 	k.border()
 	k.reach()
@@ -546,6 +547,25 @@ func (k *checker) handlerLimits(h *Handler) {
 	}
 	if h.Processes > 0 && h.User == "" {
 		k.bad(h.at, "limit_processes", "it counts all processes of the user, so the handler needs a user of its own", `such as user = "backup"`)
+	}
+}
+
+// apart checks that nobody can put a repository, with its hooks, where the git built-in serves it.
+func (k *checker) apart() {
+	for _, g := range k.c.Handlers {
+		for _, h := range k.c.Handlers {
+			if g.Builtin != "git" || h.Builtin != "file" {
+				continue
+			}
+			for _, a := range g.Folders {
+				for _, b := range h.Folders {
+					a, b := strings.TrimSuffix(a, "/%n"), strings.TrimSuffix(b, "/%n")
+					if strings.HasPrefix(a+"/", b+"/") || strings.HasPrefix(b+"/", a+"/") {
+						k.bad(g.at, "folders", fmt.Sprintf("%s also takes the files of handler %q", a, h.Name), "a sender could bring hooks: keep repositories in folders of their own")
+					}
+				}
+			}
+		}
 	}
 }
 
