@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mochila/bridge/jobs"
 	"mochila/internal/envelope"
 	"mochila/smtpd"
 	"mochila/spool"
@@ -36,7 +37,7 @@ func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient
 		_, err := b.order(m, r.Addr)
 		return err
 	}
-	addr, d, err := p.place(m, p.qualify(r.Addr), declared)
+	addr, d, err := p.place(m.Sender, p.qualify(r.Addr), declared, false)
 	if err == nil && !d.Deliver && p.letterBox(addr) {
 		return refuseLetter()
 	}
@@ -89,6 +90,18 @@ func (b *Bridge) SubmitFile(ctx context.Context, name string, m *envelope.Mail) 
 	return in, err
 }
 
+// ReturnFile takes a mail of the maildrop that will never be accepted, for the status that says why: its sender was told
+// long ago that it is taken, so he gets it back.
+func (b *Bridge) ReturnFile(ctx context.Context, name string, m *envelope.Mail, why *envelope.Status) (smtpd.Intake, error) {
+	in, err := b.Data(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	i := in.(*intake)
+	i.file, i.refused, i.limit = name, why, 1<<62
+	return i, nil
+}
+
 // SeenFile reports whether the mail in a maildrop file was committed before.
 func (b *Bridge) SeenFile(name string) bool {
 	var seen bool
@@ -117,7 +130,10 @@ type intake struct {
 	n     int64
 	limit int64
 	file  string // of the maildrop
-	head  letter.Sniffer
+
+	expanded bool             // it comes out of an alias
+	refused  *envelope.Status // it was taken long ago, and is sent back with this
+	head     letter.Sniffer
 }
 
 func (in *intake) Write(p []byte) (int, error) {
@@ -140,29 +156,32 @@ func (in *intake) Commit(context.Context) (string, error) {
 		in.body.Discard()
 		return "", storageStatus(err)
 	}
-	orders, err := in.takeOrders()
-	if err != nil {
-		in.body.Discard()
-		return "", err
+	var orders []*jobs.Request
+	if in.refused == nil {
+		var err error
+		if orders, err = in.takeOrders(); err != nil {
+			in.body.Discard()
+			return "", err
+		}
 	}
 	if len(orders) > 0 && len(in.mail.Recipients) == 0 {
 		return in.commitOrders(orders, nil)
 	}
 	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
-	item, err := in.b.newMail(env, in.body, trustOf(in.mail))
+	item, err := in.item(env)
 	if err == nil {
 		if cerr := env.Check(); cerr != nil {
 			err = envelope.NewStatus(554, "5.6.0", envelope.OneLine(cerr.Error(), 200))
 		}
 	}
-	if err == nil && in.head.Letter() {
+	if err == nil && in.refused == nil && in.head.Letter() {
 		for i := range item.Legs {
 			if _, travels := item.Legs[i].Dest.Node(); travels {
 				err = refuseLetter()
 			}
 		}
 	}
-	if err == nil {
+	if err == nil && in.refused == nil {
 		err = in.b.quota.chargeUser(in.b, item.Trust, env.Size)
 	}
 	if err != nil {
@@ -185,6 +204,25 @@ func (in *intake) Commit(context.Context) (string, error) {
 		in.b.bury(env.ID)
 	}
 	return env.ID.String(), nil
+}
+
+// item makes what the spool stores.
+func (in *intake) item(env *envelope.Envelope) (*spool.Item, error) {
+	if in.refused == nil {
+		return in.b.newMail(env, in.body, trustOf(in.mail), in.expanded)
+	}
+	p := in.b.Policy()
+	env.Origin, env.Size, env.Sum = in.b.ID(), in.body.Size(), in.body.Sum()
+	env.Expires = in.now.Add(p.Limits.Lifetime)
+	env.Mail.Sender = p.qualify(env.Mail.Sender)
+	item := &spool.Item{Env: env, Trust: trustOf(in.mail), Entered: in.now, Outcomes: make([]envelope.Outcome, len(env.Mail.Recipients)),
+		Legs: []spool.Leg{{Dest: spool.DeadDest, State: spool.Due, Last: *in.refused}}}
+	for i := range env.Mail.Recipients {
+		env.Mail.Recipients[i].Addr = p.qualify(env.Mail.Recipients[i].Addr)
+		item.Outcomes[i].Addr = env.Mail.Recipients[i].Addr
+		item.Legs[0].Rcpts = append(item.Legs[0].Rcpts, i)
+	}
+	return item, nil
 }
 
 // add stores the mail, and that its file in the maildrop is done with.
@@ -223,19 +261,21 @@ func trustOf(m *envelope.Mail) string {
 
 // newMail routes every recipient of a mail that starts here and makes the item that the spool takes. Recipients that
 // lead nowhere get a leg to the dead letters, which bury turns into a DSN.
-func (b *Bridge) newMail(env *envelope.Envelope, body *spool.Body, trust string) (*spool.Item, error) {
+func (b *Bridge) newMail(env *envelope.Envelope, body *spool.Body, trust string, expanded bool) (*spool.Item, error) {
 	env.Origin = b.ID()
 	env.Size, env.Sum = body.Size(), body.Sum()
-	return b.route(env, trust)
+	return b.route(env, trust, expanded)
 }
 
 // route makes the legs of a mail.
-func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error) {
+func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*spool.Item, error) {
 	p := b.Policy()
 	now := b.now()
 	m := env.Mail
 	m.Sender = p.Local.rewrite(p.qualify(m.Sender), false)
-	p.archive(m)
+	if !expanded {
+		p.archive(m)
+	}
 	item := &spool.Item{Env: env, Trust: trust, Entered: now, Outcomes: make([]envelope.Outcome, len(m.Recipients))}
 	var life time.Duration
 	longest := time.Duration(0) // that every destination takes; 0: any
@@ -244,7 +284,7 @@ func (b *Bridge) route(env *envelope.Envelope, trust string) (*spool.Item, error
 		r := &m.Recipients[i]
 		r.Addr = p.qualify(r.Addr)
 		item.Outcomes[i].Addr = r.Addr
-		addr, d, err := p.place(m, r.Addr, env.Size)
+		addr, d, err := p.place(m.Sender, r.Addr, env.Size, expanded)
 		if node, ok := p.orderNode(r.Addr); ok {
 			// a job is no mail, whatever the rules say of its address
 			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by this sender")

@@ -165,7 +165,10 @@ func (b *Bridge) rerouteItem(item *spool.Item, to spool.Dest) (changed bool, err
 		if to != "" {
 			return to
 		}
-		d, err := b.Policy().Routes.Lookup(item.Env.Mail.Sender, addr, item.Env.Size)
+		other, d, err := b.Policy().place(item.Env.Mail.Sender, addr, item.Env.Size, false)
+		if err == nil && other != addr {
+			return spool.ViaDest(viaAliases)
+		}
 		switch {
 		case err != nil:
 			return spool.DeadDest // reroute leaves it where it is

@@ -70,10 +70,10 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 	for i := range e.Mail.Recipients {
 		addr := e.Mail.Recipients[i].Addr
 		item.Outcomes[i].Addr = addr
-		to, d, err := p.place(e.Mail, addr, e.Size)
+		to, d, err := p.place(e.Mail.Sender, addr, e.Size, false)
 		if err != nil && strings.HasSuffix(strings.ToLower(addr), ".mochila") {
 			// names of nodes are local: what a peer calls us ends here as our own name
-			to, d, err = p.place(e.Mail, localPart(addr)+"@"+p.Name+".mochila", e.Size)
+			to, d, err = p.place(e.Mail.Sender, localPart(addr)+"@"+p.Name+".mochila", e.Size, false)
 			if strings.EqualFold(to, localPart(addr)+"@"+p.Name+".mochila") {
 				to = addr
 			}

@@ -55,9 +55,6 @@ func (l *Local) rewrite(addr string, out bool) string {
 // viaAliases is where a recipient goes that stands for several.
 const viaAliases = "aliases:"
 
-// protoAlias marks mail that was expanded: its recipients are nobody's aliases any more.
-const protoAlias = "alias"
-
 // maxAliasDepth bounds aliases of aliases.
 const maxAliasDepth = 20
 
@@ -105,9 +102,10 @@ func (p *Policy) alias(addr string) ([]string, bool) {
 }
 
 // place finds where mail of size bytes (0: not known yet) for a recipient goes. addr is what the next system is told.
-func (p *Policy) place(m *envelope.Mail, rcpt string, size int64) (addr string, d route.Decision, err error) {
+// expanded: the mail came out of an alias, and its recipients are nobody's aliases any more.
+func (p *Policy) place(sender, rcpt string, size int64, expanded bool) (addr string, d route.Decision, err error) {
 	rcpt = p.Local.rewrite(rcpt, true)
-	if m.Client.Proto != protoAlias {
+	if !expanded {
 		switch targets := p.expand(rcpt); len(targets) {
 		case 0:
 		case 1:
@@ -116,25 +114,25 @@ func (p *Policy) place(m *envelope.Mail, rcpt string, size int64) (addr string, 
 			return rcpt, route.Decision{Rule: &route.Rule{Via: viaAliases}, Deliver: true}, nil
 		}
 	}
-	if d, err = p.Routes.Lookup(m.Sender, rcpt, size); err != nil || d.Rcpt == "" {
+	if d, err = p.Routes.Lookup(sender, rcpt, size); err != nil || d.Rcpt == "" {
 		return rcpt, d, err
 	}
 	// whoever takes the mail of unknown users may be anywhere, but is taken as known
 	rcpt = p.qualify(d.Rcpt)
-	d, err = p.Routes.Lookup(m.Sender, rcpt, size)
+	d, err = p.Routes.Lookup(sender, rcpt, size)
 	d.Rcpt = ""
 	return rcpt, d, err
 }
 
 // Place says where a mail would go that enters here, for people: the address after rewriting and aliases, and the rule.
 func (p *Policy) Place(sender, rcpt string, size int64) (addr string, d route.Decision, err error) {
-	return p.place(&envelope.Mail{Sender: sender}, rcpt, size)
+	return p.place(sender, rcpt, size, false)
 }
 
 // archive adds the archive to the recipients of a mail, if it is not one already. It hears of no failure but its own
 // administrator's.
 func (p *Policy) archive(m *envelope.Mail) {
-	if p.Local.Archive == "" || m.Client.Proto == protoAlias {
+	if p.Local.Archive == "" {
 		return
 	}
 	for i := range m.Recipients {
@@ -143,6 +141,11 @@ func (p *Policy) archive(m *envelope.Mail) {
 		}
 	}
 	m.Recipients = append(m.Recipients, envelope.Recipient{Addr: p.Local.Archive, Notify: envelope.NotifyNever})
+}
+
+// archives reports whether an address is the archive's: it asked for no report, but its loss is not silent.
+func (p *Policy) archives(addr string) bool {
+	return p.Local.Archive != "" && strings.EqualFold(addr, p.Local.Archive)
 }
 
 // redirect changes a recipient's address, and keeps what it was for reports (RFC 3461 section 4.2).
@@ -210,8 +213,8 @@ func (x expander) one(ctx context.Context, m *deliver.Message, i int) (int, erro
 	}
 	mail := &envelope.Mail{Sender: old.Sender, Ret: old.Ret, EnvID: old.EnvID, Body: old.Body, SMTPUTF8: old.SMTPUTF8, RequireTLS: old.RequireTLS,
 		By: old.By, Priority: old.Priority, Auth: old.Auth, Client: old.Client}
-	mail.Client.Proto, mail.Client.User, mail.Client.UID = protoAlias, "", 0 // nobody's rights and quota here
-	notify := r.Notify &^ envelope.NotifySuccess                             // "expanded" is the answer to that (RFC 3461 section 5.2.7.3)
+	mail.Client.Proto, mail.Client.User, mail.Client.UID = "local", "", 0 // nobody's rights and quota here
+	notify := r.Notify &^ envelope.NotifySuccess                          // "expanded" is the answer to that (RFC 3461 section 5.2.7.3)
 	if r.Notify != 0 && notify == 0 {
 		notify = envelope.NotifyNever
 	}
@@ -234,6 +237,7 @@ func (x expander) one(ctx context.Context, m *deliver.Message, i int) (int, erro
 		return 0, err
 	}
 	defer content.Close()
+	in.expanded = true
 	in.limit = 1 << 62 // it was accepted before
 	if _, err := io.Copy(struct{ io.Writer }{in}, content); err != nil {
 		in.Abort()

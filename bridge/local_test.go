@@ -9,6 +9,7 @@ import (
 	"mochila/bridge/deliver"
 	"mochila/bridge/route"
 	"mochila/internal/envelope"
+	"mochila/spool"
 )
 
 // border gives a node local rules, and delivery rules of its own.
@@ -155,4 +156,84 @@ func TestRewrite(t *testing.T) {
 	}
 	a.wantGot("ana@gamma.example > bob@alpha.example")
 	c.wantGot("bob@alpha.example > ana@gamma.internal", "ana@gamma.example > archive@gamma.example")
+}
+
+// TestAliasesOfTwoNodes: a name for several at one node may name one for several at the other.
+func TestAliasesOfTwoNodes(t *testing.T) {
+	l := newLab(t)
+	a, c := l.node("alpha"), l.node("gamma")
+	a.knows(c, "dir:one")
+	c.knows(a, "dir:one")
+	a.border(Local{Aliases: map[string][]string{"staff": {"ana", "team@gamma.example"}}})
+	c.border(Local{Aliases: map[string][]string{"team": {"x", "y"}}})
+	a.submit("ana@alpha.example", "staff@alpha.example", "hello\r\n")
+	a.drain()
+	for range 3 {
+		a.meet()
+		c.meet()
+	}
+	a.wantGot("ana@alpha.example > ana@alpha.example")
+	c.wantGot("ana@alpha.example > x@gamma.example", "ana@alpha.example > y@gamma.example")
+}
+
+// TestNoticeToAnAlias: a report for a name that stands for somebody reaches him.
+func TestNoticeToAnAlias(t *testing.T) {
+	l := newLab(t)
+	c := l.node("gamma")
+	c.border(Local{Aliases: map[string][]string{"root": {"ana"}}})
+	c.sink.refuse["nobody@gamma.example"] = envelope.Status{Code: 550, Enhanced: "5.1.1", Text: "no"}
+	c.submit("root@gamma.example", "nobody@gamma.example", "hello\r\n")
+	for range 4 {
+		c.drain()
+	}
+	if n := len(c.sink.notices("ana@gamma.example")); n != 1 {
+		t.Errorf("ana has %d notices", n)
+	}
+	if n := len(c.sink.notices("root@gamma.example")); n != 0 {
+		t.Errorf("root's own mailbox has %d notices", n)
+	}
+}
+
+// TestLostArchiveIsNotSilent: a copy that the archive refuses is a dead letter, and no matter of the sender's.
+func TestLostArchiveIsNotSilent(t *testing.T) {
+	l := newLab(t)
+	c := l.node("gamma")
+	c.border(Local{Archive: "archive@gamma.example"})
+	c.sink.refuse["archive@gamma.example"] = envelope.Status{Code: 550, Enhanced: "5.2.2", Text: "full"}
+	c.submit("x@gamma.example", "ana@gamma.example", "hello\r\n")
+	for range 3 {
+		c.drain()
+	}
+	c.wantGot("x@gamma.example > ana@gamma.example")
+	if n := len(c.sink.notices("x@gamma.example")); n != 0 {
+		t.Errorf("the sender has %d notices", n)
+	}
+	if items := c.items(); len(items) != 1 || items[0].Legs[0].Dest != spool.DeadDest && items[0].Legs[len(items[0].Legs)-1].Dest != spool.DeadDest {
+		t.Errorf("no dead letter: %v", items)
+	}
+}
+
+// TestReturnedFile: a mail that was taken into the maildrop and is refused later goes back to its sender.
+func TestReturnedFile(t *testing.T) {
+	l := newLab(t)
+	c := l.node("gamma")
+	m := &envelope.Mail{Sender: "ana", Recipients: to("bob@else.example"), Client: envelope.Client{Proto: "local", UID: 1001}}
+	in, err := c.b.ReturnFile(t.Context(), "file", m, envelope.NewStatus(550, "5.7.1", "it smells"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("Subject: late\r\n\r\nhello\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.drain()
+	list := c.sink.notices("ana@gamma.example")
+	if len(list) != 1 || !strings.Contains(list[0], "Status: 5.7.1") || !strings.Contains(list[0], "it smells") || !strings.Contains(list[0], "Subject: late") {
+		t.Errorf("notices: %q", list)
+	}
+	if !c.b.SeenFile("file") {
+		t.Error("the file would be taken again")
+	}
 }

@@ -17,7 +17,7 @@ func (b *Bridge) notices(item *spool.Item, fresh []int, dsnTaken map[int]bool) (
 	var tell []envelope.Outcome
 	for _, i := range fresh {
 		o := item.Outcomes[i]
-		if o.Action == envelope.ActionFailed && (item.Env.Mail.Sender == "" || b.unasked(item, i)) {
+		if o.Action == envelope.ActionFailed && (item.Env.Mail.Sender == "" || b.unasked(item, i) || b.Policy().archives(o.Addr)) {
 			grave = append(grave, i)
 			continue
 		}
@@ -119,8 +119,10 @@ func (b *Bridge) ownNotice(id envelope.ID, mail *envelope.Mail, content []byte, 
 // bounceDest is where a DSN for addr leaves: a deliver rule, else a route, else [bounce] via, else the dead letters.
 func (b *Bridge) bounceDest(addr string, size int64) spool.Dest {
 	p := b.Policy()
-	d, err := p.Routes.Lookup("", addr, size)
+	to, d, err := p.place("", addr, size, false)
 	switch {
+	case err == nil && to != addr:
+		return spool.ViaDest(viaAliases) // it has another name here
 	case err == nil && d.Deliver:
 		return spool.ViaDest(d.Rule.Via)
 	case err == nil:

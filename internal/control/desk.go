@@ -30,6 +30,11 @@ func (d *dropDesk) Submit(ctx context.Context, name string, m *envelope.Mail) (f
 	return (*Node)(d).entering(in, m), nil
 }
 
+// Return is maildrop.Returner's.
+func (d *dropDesk) Return(ctx context.Context, name string, m *envelope.Mail, why *envelope.Status) (frame.Intake, error) {
+	return (*Node)(d).bridge.ReturnFile(ctx, name, m, why)
+}
+
 func (d *dropDesk) Seen(name string) bool { return (*Node)(d).bridge.SeenFile(name) }
 
 func (d *dropDesk) Forget(names []string) error { return (*Node)(d).bridge.ForgetFiles(names) }

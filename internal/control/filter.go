@@ -44,15 +44,19 @@ func (f queueFilter) query() spool.Query {
 }
 
 func (f queueFilter) aboutItem(it *spool.Item) bool {
+	// the uid in an envelope is of the node where it was written: the trust class is this node's own
+	if f.uid != 0 && it.Trust != fmt.Sprintf("uid:%d", f.uid-1) {
+		return false
+	}
 	return (f.before.IsZero() || it.Entered.Before(f.before)) && (f.since.IsZero() || !it.Entered.Before(f.since)) &&
 		(f.larger == 0 || it.BodySize > f.larger) && (f.smaller == 0 || it.BodySize < f.smaller)
 }
 
 func (f queueFilter) aboutMail(m *envelope.Mail) bool {
-	if f.uid == 0 && f.match == "" && f.from == "" && f.to == "" {
+	if f.match == "" && f.from == "" && f.to == "" {
 		return true
 	}
-	if m == nil || f.uid != 0 && m.Client.UID != f.uid {
+	if m == nil {
 		return false
 	}
 	sender := strings.ToLower(m.Sender)

@@ -164,7 +164,9 @@ func (w *words) queueItem(it *spool.Item) QueueItem {
 	}
 	if e.Mail != nil {
 		q.Sender = e.Mail.Sender
-		q.UID = e.Mail.Client.UID
+		if strings.HasPrefix(it.Trust, "uid:") {
+			q.UID = e.Mail.Client.UID
+		}
 		for i := range e.Mail.Recipients {
 			r := QueueRecipient{Address: e.Mail.Recipients[i].Addr}
 			if i < len(it.Outcomes) && it.Outcomes[i].Action.Final() {

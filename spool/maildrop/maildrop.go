@@ -32,7 +32,7 @@ type Desk interface {
 	// Submit begins to take a mail. name is the name of its file: a desk that stores it in the transaction of the
 	// commit, and answers Seen from there, takes no mail twice when it dies between the commit and the removal.
 	// m.Body may still become "BINARYMIME" before Commit is called. An error that is a permanent *envelope.Status
-	// means that the mail will never be taken: it goes to Refuse. After any other, it stays for the next pass.
+	// means that the mail will never be taken: it goes to Return, else to Refuse. After any other, it stays for the next pass.
 	Submit(ctx context.Context, name string, m *envelope.Mail) (frame.Intake, error)
 	// Seen reports whether the mail in a file was committed before.
 	Seen(name string) bool
@@ -40,6 +40,12 @@ type Desk interface {
 	Forget(names []string) error
 	// Refuse keeps what is no mail for a person to look at. An error leaves it in the maildrop.
 	Refuse(reason, from string, r io.Reader) error
+}
+
+// Returner is a Desk that can send back a mail which it refused for ever: whoever wrote it was told that it is taken.
+type Returner interface {
+	// Return is Submit for such a mail; why is the refusal. An error is treated as one of Submit.
+	Return(ctx context.Context, name string, m *envelope.Mail, why *envelope.Status) (frame.Intake, error)
 }
 
 // Options of a Dir. Zero values take the defaults.
@@ -252,7 +258,7 @@ func (d *Dir) take(ctx context.Context, name string) (taken, gone bool, err erro
 		return false, false, nil
 	}
 	defer f.Close()
-	id, err := d.submit(ctx, name, f, uid)
+	id, err := d.submit(ctx, name, f, uid, d.desk.Submit)
 	if err == nil {
 		d.opt.Log.Debug("maildrop: taken", "name", name, "uid", uid, "id", id)
 		return true, remove(path) == nil, nil
@@ -261,6 +267,13 @@ func (d *Dir) take(ctx context.Context, name string) (taken, gone bool, err erro
 	if !permanent {
 		return false, false, fmt.Errorf("maildrop: %s of uid %d: %w", name, uid, err)
 	}
+	if id, ok, err := d.giveBack(ctx, name, f, uid, err); err != nil || ok {
+		if err == nil {
+			d.opt.Log.Info("maildrop: returned to its sender", "name", name, "uid", uid, "id", id, "why", reason)
+			return true, remove(path) == nil, nil
+		}
+		return false, false, err
+	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, false, fmt.Errorf("maildrop: %w", err)
 	}
@@ -268,6 +281,28 @@ func (d *Dir) take(ctx context.Context, name string) (taken, gone bool, err erro
 		return false, false, fmt.Errorf("maildrop: quarantine: %w", err)
 	}
 	return false, false, remove(path)
+}
+
+// giveBack returns a whole mail that the desk will never take to its sender. It reports whether that was possible.
+func (d *Dir) giveBack(ctx context.Context, name string, f *os.File, uid int64, cause error) (id string, ok bool, err error) {
+	var why *envelope.Status
+	desk, can := d.desk.(Returner)
+	if !can || !errors.As(cause, &why) {
+		return "", false, nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", false, fmt.Errorf("maildrop: %w", err)
+	}
+	id, err = d.submit(ctx, name, f, uid, func(ctx context.Context, name string, m *envelope.Mail) (frame.Intake, error) {
+		return desk.Return(ctx, name, m, why)
+	})
+	if err != nil {
+		if _, permanent := refusal(err); permanent {
+			return "", false, nil
+		}
+		return "", false, fmt.Errorf("maildrop: return %s of uid %d: %w", name, uid, err)
+	}
+	return id, true, nil
 }
 
 func remove(path string) error {
@@ -316,7 +351,7 @@ func (d *Dir) open(path string) (f *os.File, uid int64, why string, err error) {
 	return os.NewFile(uintptr(fd), path), int64(st.Uid), "", nil
 }
 
-func (d *Dir) submit(ctx context.Context, name string, f *os.File, uid int64) (string, error) {
+func (d *Dir) submit(ctx context.Context, name string, f *os.File, uid int64, begin func(context.Context, string, *envelope.Mail) (frame.Intake, error)) (string, error) {
 	br := bufio.NewReaderSize(io.LimitReader(f, d.maxFile()), 32<<10)
 	fr := frame.NewReader(br)
 	q, err := fr.Request()
@@ -334,7 +369,7 @@ func (d *Dir) submit(ctx context.Context, name string, f *os.File, uid int64) (s
 		}
 		return nil
 	}
-	in, err := d.desk.Submit(ctx, name, q.Mail)
+	in, err := begin(ctx, name, q.Mail)
 	if err != nil {
 		return "", err
 	}
