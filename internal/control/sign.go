@@ -3,10 +3,8 @@ package control
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
 
 	"mochila/internal/config"
 	"mochila/internal/dkim"
@@ -59,7 +57,7 @@ func (n *Node) signed(in smtpd.Intake, m *envelope.Mail) smtpd.Intake {
 	if len(keys) == 0 || !startsHere(&m.Client) {
 		return in
 	}
-	return &signingIntake{in: in, mail: m, keys: keys, dir: n.spool.TempDir(), log: n.log.With("service", "pickup")}
+	return &signingIntake{in: in, mail: m, keys: keys, held: smtpd.Held{Dir: n.spool.TempDir()}, log: n.log.With("service", "pickup")}
 }
 
 // startsHere reports whether a mail was written by a local user or an account. What came by UUCP or in a batch has been
@@ -78,19 +76,13 @@ type signingIntake struct {
 	in   smtpd.Intake
 	mail *envelope.Mail
 	keys dkim.Keys
-	dir  string
 	log  *slog.Logger
 
 	header []byte // until its end has come
 	ended  bool
 	sig    *dkim.Signature // nil: the mail is none of ours, and goes through
-	held   bytes.Buffer
-	file   *os.File // what is held, when it is large; it has no name
-	size   int64
+	held   smtpd.Held
 }
-
-// heldInMemory is how much of a mail is held without a file.
-const heldInMemory = 64 << 10
 
 func (s *signingIntake) Write(p []byte) (int, error) {
 	var err error
@@ -145,25 +137,8 @@ func (s *signingIntake) pass(p []byte) error {
 		return err
 	}
 	s.sig.Write(p)
-	s.size += int64(len(p))
-	if s.file == nil && s.held.Len()+len(p) <= heldInMemory {
-		s.held.Write(p)
-		return nil
-	}
-	if s.file == nil {
-		f, err := os.CreateTemp(s.dir, ".mochila-sign-*")
-		if err != nil {
-			return fmt.Errorf("hold a mail for its signature: %w", err)
-		}
-		s.file = f
-		if err := os.Remove(f.Name()); err != nil {
-			return fmt.Errorf("hold a mail for its signature: %w", err)
-		}
-	}
-	if _, err := s.file.Write(p); err != nil {
-		return fmt.Errorf("hold a mail for its signature: %w", err)
-	}
-	return nil
+	_, err := s.held.Write(p)
+	return err
 }
 
 // Commit writes the signature and the mail, and commits them.
@@ -196,17 +171,7 @@ func (s *signingIntake) release() error {
 			return err
 		}
 	}
-	parts := []io.Reader{&s.held}
-	if s.file != nil {
-		if _, err := s.file.Seek(0, io.SeekStart); err != nil {
-			return fmt.Errorf("read a held mail: %w", err)
-		}
-		parts = append(parts, s.file)
-	}
-	n, err := io.Copy(struct{ io.Writer }{s.in}, io.MultiReader(parts...))
-	if err == nil && n != s.size {
-		err = fmt.Errorf("read a held mail: %d bytes, not %d", n, s.size)
-	}
+	_, err = s.held.WriteTo(s.in)
 	return err
 }
 
@@ -220,10 +185,7 @@ func (s *signingIntake) drop() {
 	if s.sig != nil {
 		s.sig.Close() // ends its goroutine
 	}
-	if s.file != nil {
-		s.file.Close()
-		s.file = nil
-	}
+	s.held.Drop()
 }
 
 // Data is smtpd.Acceptor's, with the signature.

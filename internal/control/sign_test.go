@@ -15,6 +15,7 @@ import (
 
 	"mochila/internal/dkim"
 	"mochila/internal/envelope"
+	"mochila/smtpd"
 )
 
 // plainIntake keeps what it gets.
@@ -72,7 +73,7 @@ func TestSigningIntake(t *testing.T) {
 				continue
 			}
 			in := &plainIntake{}
-			s := &signingIntake{in: in, mail: &envelope.Mail{Body: c.body}, keys: keys, dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+			s := &signingIntake{in: in, mail: &envelope.Mail{Body: c.body}, keys: keys, held: smtpd.Held{Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
 			for rest := []byte(c.mail); len(rest) > 0; {
 				n := min(piece, len(rest))
 				if k, err := s.Write(rest[:n]); k != n || err != nil {
@@ -91,13 +92,13 @@ func TestSigningIntake(t *testing.T) {
 			if !strings.HasSuffix(got, c.mail) || !c.signed && got != c.mail {
 				t.Errorf("%s in pieces of %d: the mail has changed: %.300q", name, piece, got)
 			}
-			if left, _ := os.ReadDir(s.dir); len(left) != 0 {
+			if left, _ := os.ReadDir(s.held.Dir); len(left) != 0 {
 				t.Errorf("%s: left behind %v", name, left)
 			}
 		}
 	}
 	in := &plainIntake{}
-	s := &signingIntake{in: in, mail: &envelope.Mail{}, keys: keys, dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	s := &signingIntake{in: in, mail: &envelope.Mail{}, keys: keys, held: smtpd.Held{Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
 	s.Write([]byte(from + "\r\nhalf"))
 	if s.Abort(); in.aborted != 1 || in.committed != 0 || in.Len() != 0 {
 		t.Errorf("after Abort: %+v", in)
