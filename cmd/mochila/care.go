@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -161,13 +162,31 @@ func (a *app) contactCmd() *cobra.Command {
 }
 
 func (a *app) checkCmd() *cobra.Command {
-	return &cobra.Command{
+	var node, timeout string
+	c := &cobra.Command{
 		Use:   "check",
 		Short: "look for what would go wrong",
 		Long: `Reads the configuration as the daemon does, and looks at contacts, keys, clock and disk. The exit status is 78 when
-there are problems; warnings do not count.`,
-		Args: takes(),
+there are problems; warnings do not count.
+
+With --selftest it sends that node every kind of content that programs are known to break (NUL, bare CR and LF, dots, long
+lines, eight bits, two MiB of noise), by whatever carrier the contact has, and compares the checksums of what arrived. The node
+must be a peer that answers pings. The exit status is 65 when something arrived otherwise, 75 when answers are missing.`,
+		Example: "  mochila check\n  mochila check --selftest hub --timeout 10m",
+		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if node != "" {
+				d, err := config.ParseDuration(timeout)
+				if err != nil {
+					return usageError("such as 30s or 2d", "--timeout %q is no duration", timeout)
+				}
+				return a.jobNode(c.Context(), func(n *control.Client) error {
+					if err := needDaemon(n); err != nil {
+						return err
+					}
+					return a.selfTest(c.Context(), n, node, time.Duration(d))
+				})
+			}
 			r, err := a.check(c)
 			if err != nil {
 				return err
@@ -183,6 +202,9 @@ there are problems; warnings do not count.`,
 			return err
 		},
 	}
+	c.Flags().StringVar(&node, "selftest", "", "send every hard content to this `node`, and compare")
+	c.Flags().StringVar(&timeout, "timeout", "5m", "with --selftest: how long to wait for the answers, a `time`")
+	return c
 }
 
 // check reads the configuration first: a node with a broken one cannot be opened, nor asked.

@@ -2,9 +2,12 @@ package control
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -24,6 +27,7 @@ type Pong struct {
 	Received time.Time    `json:"received"` // by its clock, as the next
 	Answered time.Time    `json:"answered"`
 	Size     int64        `json:"size"`   // bytes of the input that came, and were checked
+	Sum      string       `json:"sum"`    // their SHA-256, in hex
 	Events   []TraceEvent `json:"events"` // what it knows of the way
 }
 
@@ -41,8 +45,10 @@ func pingHandler() *jobs.Handler {
 // pong answers a ping.
 func (r *runner) pong(s *jobs.Start) (*jobs.Outcome, error) {
 	began := r.now()
+	sum := sha256.New()
 	in, err := verified(s)
 	if err == nil {
+		_, err = io.Copy(sum, in)
 		in.Close()
 	}
 	var events []TraceEvent
@@ -52,7 +58,7 @@ func (r *runner) pong(s *jobs.Start) (*jobs.Outcome, error) {
 	if err != nil {
 		return &jobs.Outcome{NotStarted: true, Exit: 127, Reason: envelope.OneLine("not answered: "+err.Error(), envelope.MaxReason)}, nil
 	}
-	p := Pong{Node: r.config().Name, Origin: s.Peer, Answered: r.now(), Size: s.Size, Events: events}
+	p := Pong{Node: r.config().Name, Origin: s.Peer, Answered: r.now(), Size: s.Size, Sum: hex.EncodeToString(sum.Sum(nil)), Events: events}
 	for _, e := range events {
 		if e.What == "arrived" {
 			p.Received = e.At
