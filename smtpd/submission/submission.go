@@ -207,10 +207,11 @@ func (s *Server) serve(ctx context.Context, nc net.Conn) {
 		return
 	}
 	defer s.leave(nc, uid)
+	c.touch(time.Now())
 	if ctx.Err() != nil {
+		frame.NewReply(c).End(submit.Busy, "the daemon stops")
 		return
 	}
-	c.touch(time.Now())
 	w := bufio.NewWriterSize(c, 16<<10)
 	reply := frame.NewReply(w)
 	text, err := s.answer(ctx, c, uid, reply)

@@ -382,6 +382,34 @@ func TestStopFinishesWhatIsWhole(t *testing.T) {
 	}
 }
 
+// TestStopAnswersWhoWasJustAccepted: a connection that is accepted when the daemon already stops hears that it should
+// use the maildrop, although nothing of it was read.
+func TestStopAnswersWhoWasJustAccepted(t *testing.T) {
+	l, err := Listen(filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client := dial(t, l.Addr().String())
+	if _, err := client.Write(letter(8000, "a@b")); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	d := &desk{}
+	New(d, Options{}).serve(ctx, nc)
+	if a, err := readReply(client); err != nil || a.code != submit.Busy {
+		t.Errorf("got %+v, %v", a, err)
+	}
+	if ok, _ := d.counts(); ok != 0 || len(d.mails) != 0 {
+		t.Errorf("%d mails begun, %d committed", len(d.mails), ok)
+	}
+}
+
 func TestListenReplacesADeadSocketAndTakesLongPaths(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 30))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
