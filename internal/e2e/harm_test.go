@@ -217,26 +217,38 @@ func (b *badLine) pass(c net.Conn, network, target string) {
 	both.Wait()
 }
 
-// brokenPipe is a script that runs a command and cuts its output after a while, the first times that it is called.
+// brokenPipe is a script that runs a command and hangs up in the middle of its output, so many times: after 3000 bytes,
+// after 6000, and so on. What comes before the cut goes through at once, and the script is gone with it: a copier with a
+// buffer, or one that leaves somebody at the other end of the pipe, would be a line that is silent, not one that breaks.
+// A call in which the command itself ended early is no fault and counts as none.
 func brokenPipe(t testing.TB, times int, command string) (script string, faults func() int) {
 	t.Helper()
 	dir := t.TempDir()
 	script = filepath.Join(dir, "line.sh")
 	text := fmt.Sprintf(`#!/bin/sh
-echo x >>%[1]s/calls
-n=$(wc -l <%[1]s/calls)
-[ "$n" -gt %[2]d ] && exec %[3]s
-%[3]s | head -c $((n * 3000))
+cut=$(cat %[1]s/*.said 2>/dev/null | grep -c '^full$')
+[ "$cut" -ge %[2]d ] && exec %[3]s
+at=$(((cut + 1) * 3000))
+mkfifo %[1]s/$$.pipe
+exec 3<&0
+%[3]s <&3 3<&- >%[1]s/$$.pipe &
+exec 3<&- <%[1]s/$$.pipe
+LC_ALL=C dd bs=1 count=$at 2>%[1]s/$$.dd
+if grep -q "^$at+0 records in" %[1]s/$$.dd; then
+	echo full >%[1]s/$$.said
+	kill -9 $!
+fi
+exit 0
 `, dir, times, command)
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return script, func() int {
-		b, err := os.ReadFile(filepath.Join(dir, "calls"))
+		said, err := filepath.Glob(filepath.Join(dir, "*.said"))
 		if err != nil {
-			return 0
+			t.Fatal(err)
 		}
-		return min(times, strings.Count(string(b), "\n"))
+		return len(said)
 	}
 }
 

@@ -96,8 +96,12 @@ func scenario(t *testing.T, w way) {
 	j.wait(t, "empty queues", func() bool { return camp.queued() == 0 && hub.queued() == 0 }, camp, hub)
 	camp.verify()
 	hub.verify()
-	if j.faults != nil && j.faults() == 0 {
-		t.Error("nothing happened to the carrier: the test shows little")
+	if j.faults != nil {
+		n := j.faults()
+		t.Logf("%d faults happened to the carrier", n)
+		if n == 0 {
+			t.Error("nothing happened to the carrier: the test shows little")
+		}
 	}
 }
 
