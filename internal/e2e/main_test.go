@@ -21,6 +21,7 @@ var bin string
 func TestMain(m *testing.M) {
 	handler.ShimMain() // … and for handlers with limits
 	builtin.Main()     // daemons in this process start this binary for their built-in handlers
+	peakMain()
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		f.Value.Set("8") // what runs in parallel here waits most of the time: for timers, contacts and other programs
