@@ -74,6 +74,9 @@ func OpenImporter(dir string, o ImporterOptions) (*Importer, error) {
 		x, err := m.load(e.Name())
 		if err == nil && now.Sub(time.Unix(x.Used, 0)) < setLife && x.Used <= now.Add(setLife).Unix() {
 			m.sets[e.Name()] = x
+			if err := x.sweep(); err != nil {
+				o.Log.Warn("import: old blocks not deleted", "set", e.Name(), "err", err)
+			}
 			continue
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -126,8 +129,15 @@ func (m *Importer) load(name string) (*set, error) {
 	if !valid {
 		return nil, errors.New("its state makes no sense")
 	}
-	x.Header, x.seg = h, newSegments(m.root, name, h)
+	x.Header = h
+	m.adopt(name, x)
 	return x, nil
+}
+
+// adopt gives a set its place on disk.
+func (m *Importer) adopt(name string, x *set) {
+	x.seg = newSegments(m.root, name, x.Header)
+	x.store = func() error { return m.storeOne(name, x) }
 }
 
 // store writes what is to be kept of each set: its blocks first.
@@ -186,7 +196,13 @@ func (m *Importer) Begin(ctx context.Context, t Taker) (*Run, error) {
 			continue
 		}
 		before := x.counts
-		if err := x.retry(ctx, t); err != nil {
+		err := x.retry(ctx, t)
+		if errors.Is(err, errLost) {
+			if err = m.lose(name, err); err == nil {
+				continue
+			}
+		}
+		if err != nil {
 			m.mu.Unlock()
 			return nil, err
 		}
@@ -197,8 +213,27 @@ func (m *Importer) Begin(ctx context.Context, t Taker) (*Run, error) {
 	return r, nil
 }
 
-// Add takes one block in. An error is trouble of this node's own: the block is to be offered again.
+// Add takes one block in. An error is trouble of this node's own: the block is to be offered again. A set whose blocks are lost
+// begins anew.
 func (r *Run) Add(ctx context.Context, b *Block) error {
+	err := r.add(ctx, b)
+	if !errors.Is(err, errLost) {
+		return err
+	}
+	name := key(&b.Header)
+	old := r.sets[name]
+	delete(r.sets, name)
+	if err := r.m.lose(name, err); err != nil {
+		return err
+	}
+	err = r.add(ctx, b)
+	if x := r.sets[name]; x != nil {
+		x.counts, x.repeats, x.passed = x.counts.plus(old.counts), x.repeats+old.repeats, x.passed+old.passed
+	}
+	return err
+}
+
+func (r *Run) add(ctx context.Context, b *Block) error {
 	switch {
 	case b.To != r.m.o.Self:
 		r.Others++
@@ -258,7 +293,8 @@ func (r *Run) set(name string, b *Block) (*set, error) {
 	}
 	h := b.Header
 	h.Shard, h.Stripe, h.First, h.Last, h.Content = 0, 0, noPacket, false, h.whole()
-	x := &set{state: state{Header: h, Used: time.Now().Unix()}, seg: newSegments(m.root, name, h), fresh: true}
+	x := &set{state: state{Header: h, Used: time.Now().Unix()}, fresh: true}
+	m.adopt(name, x)
 	m.sets[name] = x
 	return x, nil
 }
@@ -286,6 +322,12 @@ func (r *Run) makeRoom(more int) (bool, error) {
 			return false, err
 		}
 	}
+}
+
+// lose drops a set whose blocks are lost. What was not taken of it comes when its media are read again.
+func (m *Importer) lose(name string, why error) error {
+	m.o.Log.Warn("import: a set whose blocks cannot be read is dropped; read its media again", "set", name, "err", why)
+	return m.drop(name)
 }
 
 func (m *Importer) drop(name string) error {

@@ -7,12 +7,17 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"strconv"
 )
 
 // A set's blocks lie in files of some stripes each, so that what was taken can be deleted while the rest still comes:
 //
 //	for each stripe  first packet 4, bytes of content 4
 //	for each stripe  its shards, one behind the other
+
+// errLost says that blocks that were kept are no longer there, or cannot be read: their medium has to be read again.
+var errLost = errors.New("blocks that were kept are lost")
 
 // segmentBytes is about how much content is in one file.
 const segmentBytes = 8 << 20
@@ -39,8 +44,8 @@ func newSegments(root *os.Root, dir string, h Header) *segments {
 
 func (s *segments) name(n int64) string { return fmt.Sprintf("%s/%012x", s.dir, n) }
 
-// file returns the file of a stripe.
-func (s *segments) file(stripe int64) (*os.File, error) {
+// file returns the file of a stripe; make says that it may be a new one.
+func (s *segments) file(stripe int64, make bool) (*os.File, error) {
 	n := stripe / s.stripes
 	for i, x := range s.open {
 		if x.n == n {
@@ -49,7 +54,14 @@ func (s *segments) file(stripe int64) (*os.File, error) {
 			return x.f, nil
 		}
 	}
-	f, err := s.root.OpenFile(s.name(n), os.O_RDWR|os.O_CREATE, 0o600)
+	how := os.O_RDWR
+	if make {
+		how |= os.O_CREATE
+	}
+	f, err := s.root.OpenFile(s.name(n), how, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open blocks: %w: %w", errLost, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open blocks: %w", err)
 	}
@@ -70,9 +82,9 @@ func (s *segments) at(stripe, off int64) int64 {
 	return 8*s.stripes + stripe%s.stripes*int64((s.h.Data+s.h.Parity)*s.h.Block) + off
 }
 
-// put stores a block.
-func (s *segments) put(b *Block) error {
-	f, err := s.file(b.Stripe)
+// put stores a block; make says that it may be the first in its file.
+func (s *segments) put(b *Block, make bool) error {
+	f, err := s.file(b.Stripe, make)
 	if err != nil {
 		return err
 	}
@@ -90,32 +102,32 @@ func (s *segments) put(b *Block) error {
 
 // meta returns where the first packet of a stripe begins, and how much content it has.
 func (s *segments) meta(stripe int64) (first uint32, content int, err error) {
-	f, err := s.file(stripe)
+	f, err := s.file(stripe, false)
 	if err != nil {
 		return 0, 0, err
 	}
 	var meta [8]byte
 	if _, err := f.ReadAt(meta[:], stripe%s.stripes*8); err != nil {
-		return 0, 0, fmt.Errorf("read block: %w", err)
+		return 0, 0, fmt.Errorf("read block: %w: %w", errLost, err)
 	}
 	content = int(binary.BigEndian.Uint32(meta[4:]))
 	if content < 1 || content > s.h.whole() {
-		return 0, 0, fmt.Errorf("stripe %d is said to have %d bytes", stripe, content)
+		return 0, 0, fmt.Errorf("%w: stripe %d is said to have %d bytes", errLost, stripe, content)
 	}
 	return binary.BigEndian.Uint32(meta[:]), content, nil
 }
 
 // shard reads or writes one shard of a stripe.
 func (s *segments) shard(stripe int64, shard int, b []byte, write bool) error {
-	f, err := s.file(stripe)
+	f, err := s.file(stripe, false)
 	if err != nil {
 		return err
 	}
 	at := s.at(stripe, int64(shard*len(b)))
 	if write {
 		_, err = f.WriteAt(b, at)
-	} else {
-		_, err = f.ReadAt(b, at)
+	} else if _, err = f.ReadAt(b, at); err != nil {
+		err = fmt.Errorf("%w: %w", errLost, err)
 	}
 	if err != nil {
 		return fmt.Errorf("shard %d of stripe %d: %w", shard, stripe, err)
@@ -123,7 +135,7 @@ func (s *segments) shard(stripe int64, shard int, b []byte, write bool) error {
 	return nil
 }
 
-// content reads the content of a set from one offset up to another.
+// content reads the content of a set from one offset up to another. What is not there is errLost, never the end.
 type content struct {
 	s       *segments
 	off, to int64
@@ -135,19 +147,17 @@ func (c *content) Read(p []byte) (int, error) {
 	}
 	whole := int64(c.s.h.whole())
 	stripe, in := c.off/whole, c.off%whole
-	f, err := c.s.file(stripe)
+	f, err := c.s.file(stripe, false)
 	if err != nil {
 		return 0, err
 	}
 	n := min(int64(len(p)), whole-in, c.to-c.off)
 	k, err := f.ReadAt(p[:n], c.s.at(stripe, in))
 	c.off += int64(k)
-	if err == io.EOF && int64(k) < n {
-		err = io.ErrUnexpectedEOF
-	} else if err == io.EOF {
-		err = nil
+	if int64(k) == n {
+		return k, nil
 	}
-	return k, err
+	return k, fmt.Errorf("%w: stripe %d: %w", errLost, stripe, err)
 }
 
 // remove deletes the file of a segment.
@@ -163,6 +173,32 @@ func (s *segments) remove(n int64) error {
 		return fmt.Errorf("delete blocks: %w", err)
 	}
 	return nil
+}
+
+// sync makes what is in the open files outlive the power, but for those of segments that are about to go.
+func (s *segments) sync(gone []int64) (err error) {
+	for _, x := range s.open {
+		if !slices.Contains(gone, x.n) {
+			err = errors.Join(err, x.f.Sync())
+		}
+	}
+	return err
+}
+
+// there lists the segments that have a file.
+func (s *segments) there() (all []int64, err error) {
+	d, err := s.root.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	for _, name := range names {
+		if n, err := strconv.ParseInt(name, 16, 64); err == nil && s.dir+"/"+name == s.name(n) {
+			all = append(all, n)
+		}
+	}
+	return all, err
 }
 
 // close closes all files, after a sync if they are to outlive the power.

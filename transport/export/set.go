@@ -33,6 +33,10 @@ type Counts struct {
 	Bytes   int64
 }
 
+func (c Counts) plus(d Counts) Counts {
+	return Counts{c.Packets + d.Packets, c.Known + d.Known, c.Refused + d.Refused, c.Damaged + d.Damaged, c.Bytes + d.Bytes}
+}
+
 // state is what is stored of a set between two runs.
 type state struct {
 	Header   Header            // shape and names; not of one block
@@ -56,9 +60,10 @@ type waiting struct {
 // set puts the blocks of one set together.
 type set struct {
 	state
-	seg *segments
-	enc reedsolomon.Encoder
-	buf []byte // one stripe, while shards are computed
+	seg   *segments
+	store func() error // writes the state
+	enc   reedsolomon.Encoder
+	buf   []byte // one stripe, while shards are computed
 
 	counts  Counts
 	repeats int64   // blocks that came again
@@ -79,7 +84,7 @@ func (x *set) add(ctx context.Context, b *Block, t Taker) error {
 		x.passed++
 		return nil
 	}
-	if err := x.seg.put(b); err != nil {
+	if err := x.seg.put(b, !x.holds(b.Stripe/x.seg.stripes)); err != nil {
 		return err
 	}
 	x.fresh = true
@@ -100,6 +105,16 @@ func (x *set) add(ctx context.Context, b *Block, t Taker) error {
 	}
 	x.Whole.add(b.Stripe, b.Stripe+1)
 	return x.take(ctx, b.Stripe, t)
+}
+
+// holds reports whether there are blocks of a segment.
+func (x *set) holds(n int64) bool {
+	for _, s := range x.Shards {
+		if i := s.find(n * x.seg.stripes); i < len(s) && s[i].From < (n+1)*x.seg.stripes {
+			return true
+		}
+	}
+	return false
 }
 
 // here is how many shards of a stripe are stored.
@@ -338,27 +353,47 @@ func (w *witness) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// clean deletes the files of which everything was taken.
+// clean deletes the files of which everything was taken. The state that no longer needs them is stored first, and the blocks that
+// it does need before it: whenever this is cut short, the next run finds what the state says.
 func (x *set) clean() error {
 	if x.Total > 0 && x.Done.covers(0, x.Total) {
 		x.Finished = true
 	}
 	per := x.seg.stripes * int64(x.Header.whole())
 	slices.Sort(x.touched)
+	var gone []int64
 	for _, n := range slices.Compact(x.touched) {
 		end := (n + 1) * per
 		if x.Total > 0 {
 			end = min(end, x.Total)
 		}
 		if x.Done.covers(n*per, end) {
-			if err := x.seg.remove(n); err != nil {
-				return err
-			}
+			gone = append(gone, n)
 			x.forget(n)
 		}
 	}
-	x.touched = x.touched[:0]
+	x.touched = gone // looked at again if this fails
+	if len(gone) == 0 {
+		return nil
+	}
+	if err := errors.Join(x.seg.sync(gone), x.store()); err != nil {
+		return err
+	}
+	for _, n := range gone {
+		if err := x.seg.remove(n); err != nil {
+			return err
+		}
+	}
+	x.touched = nil
 	return nil
+}
+
+// sweep deletes the files that an earlier process was about to delete.
+func (x *set) sweep() (err error) {
+	if x.touched, err = x.seg.there(); err != nil {
+		return err
+	}
+	return x.clean()
 }
 
 // done notes that content was taken or given up.
