@@ -123,3 +123,26 @@ func TestBlocksLost(t *testing.T) {
 		}
 	}
 }
+
+// What is remembered of holes is bounded, also of those between packets; a block that fills one is taken.
+func TestTooManyHoles(t *testing.T) {
+	x := &set{}
+	for i := range int64(maxGaps) {
+		x.Done.add(i*3000, i*3000+100)
+	}
+	b := &Block{Header: Header{Data: 1, Block: 100, Content: 100, Stripe: 15}}
+	if !x.crowded(b) {
+		t.Error("a hole more was taken")
+	}
+	for _, b.Stripe = range []int64{29, 31} {
+		if x.crowded(b) {
+			t.Errorf("stripe %d joins what is there and was passed over", b.Stripe)
+		}
+	}
+	for i := range int64(maxGaps) {
+		x.Done.add(i*3000+1000, i*3000+1100)
+	}
+	if !x.crowded(b) {
+		t.Error("no bound at all")
+	}
+}

@@ -80,7 +80,7 @@ func (x *set) add(ctx context.Context, b *Block, t Taker) error {
 		x.repeats++
 		return nil
 	}
-	if len(have) >= maxGaps && !have.contains(b.Stripe-1) && !have.contains(b.Stripe+1) || len(x.Whole) >= maxGaps {
+	if x.crowded(b) {
 		x.passed++
 		return nil
 	}
@@ -105,6 +105,16 @@ func (x *set) add(ctx context.Context, b *Block, t Taker) error {
 	}
 	x.Whole.add(b.Stripe, b.Stripe+1)
 	return x.take(ctx, b.Stripe, t)
+}
+
+// crowded reports whether a block would leave more holes than can be remembered. One that joins what is there may still come, up
+// to twice as many, so that a set with too many holes is not lost when they are filled.
+func (x *set) crowded(b *Block) bool {
+	start := b.Stripe * int64(b.whole())
+	beside := func(s spans) bool { return s.contains(b.Stripe-1) || s.contains(b.Stripe+1) }
+	joins := beside(x.Whole) || x.Done.contains(start-1) || x.Done.contains(start+int64(b.Content))
+	have, most := x.Shards[b.Shard], max(len(x.Whole), len(x.Done))
+	return len(have) >= maxGaps && !beside(have) || most >= maxGaps && !joins || most >= 2*maxGaps
 }
 
 // holds reports whether there are blocks of a segment.
