@@ -472,7 +472,8 @@ func (c *conn) Write(p []byte) (int, error) {
 
 func past(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
 
-// Close ends the stream after what was written, and waits until the other side has all of it, but not for long.
+// Close ends the stream after what was written, and waits until the other side has all of it, but not for long. A port that takes
+// nothing even then is closed.
 func (c *conn) Close() error {
 	c.l.mu.Lock()
 	if !c.shut {
@@ -484,9 +485,13 @@ func (c *conn) Close() error {
 		c.limit = time.Now().Add(stays + 4*c.l.o.Turnaround + c.l.o.slack() + 2*c.l.o.airtime(len(c.out.buf)))
 		c.l.notify()
 	}
+	limit := c.limit
 	c.l.mu.Unlock()
 	c.once.Do(func() { close(c.over) })
-	<-c.over
+	if !c.l.wait(c, limit, stalled+c.l.o.slack()) {
+		c.fail(fmt.Errorf("%s takes nothing", c.l.o.Name))
+		c.l.close()
+	}
 	return nil
 }
 

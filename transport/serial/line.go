@@ -51,6 +51,8 @@ const (
 	calleeStays = time.Minute      // the same; another call ends it
 	ackPause    = 100 * time.Millisecond
 	early       = 20 * time.Millisecond // what is written ahead of the line
+	stalled     = 5 * time.Second       // a port that takes nothing, beside the slack, of a connection past its time
+	lastChance  = time.Second           // the same when the port is closed
 )
 
 // slack is what slow lines get on top of long times.
@@ -72,7 +74,11 @@ type line struct {
 	lastByte time.Time // when something was heard last
 	noise    int       // bytes that were in no good frame
 	broken   error     // of the port
+	since    time.Time // when what the port has not taken yet was given to it; zero: there is nothing
+	closed   bool      // nothing is given to the port any more
 
+	closing sync.Once
+	gone    chan struct{} // closed with closed
 	writing chan struct{} // holds a value while somebody writes
 	free    time.Time     // when the line has sent what was written
 	readers sync.WaitGroup
@@ -80,21 +86,68 @@ type line struct {
 
 // newLine begins to listen to a port.
 func newLine(port io.ReadWriteCloser, o Options, callee bool) *line {
-	l := &line{o: o.withDefaults(), port: port, callee: callee, changed: make(chan struct{}), calls: make(chan *conn, 1), writing: make(chan struct{}, 1)}
+	l := &line{o: o.withDefaults(), port: port, callee: callee, changed: make(chan struct{}), calls: make(chan *conn, 1), gone: make(chan struct{}), writing: make(chan struct{}, 1)}
 	l.readers.Go(l.read)
 	return l
 }
 
-// close ends everything.
+// close ends everything. A port that takes nothing does not hold it up: what was given to it is thrown away, and if it holds the
+// writer even then, the writer is left to it.
 func (l *line) close() {
-	l.port.Close()
+	l.closing.Do(func() {
+		l.mu.Lock()
+		l.closed = true
+		close(l.gone)
+		l.notify()
+		l.mu.Unlock()
+		if !l.taken(lastChance) {
+			if p, ok := l.port.(interface{ ResetOutputBuffer() error }); ok {
+				p.ResetOutputBuffer()
+			}
+			l.taken(lastChance)
+		}
+		l.port.Close()
+	})
 	l.readers.Wait()
 	l.mu.Lock()
 	c := l.conn
 	l.mu.Unlock()
 	if c != nil {
 		c.fail(errGone)
-		<-c.over
+		l.wait(c, time.Now(), 0)
+	}
+}
+
+// taken waits until the port has taken what was given to it, for so long; false: it has not.
+func (l *line) taken(long time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for until := time.Now().Add(long); !l.since.IsZero() && time.Now().Before(until); {
+		l.pause(until)
+	}
+	return l.since.IsZero()
+}
+
+// wait waits until a connection is over. False: it is past its limit, and the port has not taken anything for so long.
+func (l *line) wait(c *conn, limit time.Time, long time.Duration) bool {
+	for {
+		l.mu.Lock()
+		since := l.since
+		l.mu.Unlock()
+		look := limit
+		if past(limit) {
+			if !since.IsZero() && time.Since(since) >= long {
+				return false
+			}
+			look = time.Now().Add(time.Second)
+		}
+		timer := time.NewTimer(time.Until(look))
+		select {
+		case <-c.over:
+			timer.Stop()
+			return true
+		case <-timer.C:
+		}
 	}
 }
 
@@ -211,17 +264,52 @@ func (l *line) forget(c *conn) {
 
 // write sends bytes at the pace of the line: it returns when they have almost left.
 func (l *line) write(b []byte) error {
-	l.writing <- struct{}{}
+	select {
+	case l.writing <- struct{}{}:
+	case <-l.gone:
+		return errGone
+	}
 	defer func() { <-l.writing }()
-	if _, err := l.port.Write(b); err != nil {
-		return fmt.Errorf("write to %s: %w", l.o.Name, err)
+	for rest := b; len(rest) > 0; {
+		n, err := l.give(rest)
+		if err != nil {
+			return fmt.Errorf("write to %s: %w", l.o.Name, err)
+		}
+		rest = rest[n:]
 	}
 	if now := time.Now(); l.free.Before(now) {
 		l.free = now
 	}
 	l.free = l.free.Add(l.o.airtime(len(b)))
-	time.Sleep(time.Until(l.free.Add(-early)))
+	timer := time.NewTimer(time.Until(l.free.Add(-early)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.gone:
+	}
 	return nil
+}
+
+// give gives bytes to the port, which may take some of them only (a signal came), or none for as long as it likes.
+func (l *line) give(b []byte) (n int, err error) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return 0, errGone // its descriptor may be another file's by now
+	}
+	l.since = time.Now()
+	l.mu.Unlock()
+	n, err = l.port.Write(b)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since = time.Time{}
+	if l.closed {
+		l.notify()
+	}
+	if n < 1 && err == nil {
+		err = io.ErrShortWrite
+	}
+	return n, err
 }
 
 // Call begins a connection on an open port. Closing it closes the port.
@@ -266,7 +354,7 @@ func (x *Listener) Accept(ctx context.Context) (transport.Stream, error) {
 			c.start()
 			return c, nil
 		case <-changed:
-			x.answerLate()
+			x.answerLate(ctx)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -274,16 +362,25 @@ func (x *Listener) Accept(ctx context.Context) (transport.Stream, error) {
 }
 
 // answerLate tells a caller whose connection is gone.
-func (x *Listener) answerLate() {
+func (x *Listener) answerLate(ctx context.Context) {
 	l := x.l
 	l.mu.Lock()
 	id, due := l.reset, l.resets
 	l.resets = false
 	l.mu.Unlock()
-	if due {
+	if !due {
+		return
+	}
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
 		time.Sleep(l.o.Turnaround + l.o.airtime(4))
 		f := frame{t: frameReset, conn: id}
 		l.write(f.append([]byte{0})) // a courtesy
+	}()
+	select {
+	case <-said:
+	case <-ctx.Done(): // the port may not take it
 	}
 }
 

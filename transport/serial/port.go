@@ -150,6 +150,14 @@ func (d *device) Read(b []byte) (int, error) {
 	return n, err
 }
 
+func (d *device) Write(b []byte) (n int, err error) {
+	for {
+		if n, err = d.Port.Write(b); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
 func (d *device) Close() error { return errors.Join(d.Port.Close(), d.lock.Close()) }
 
 // Dial implements transport.Dialer. What keeps the device from being opened is transport.ErrAbsent; whether anybody answers shows later.
