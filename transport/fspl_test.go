@@ -78,7 +78,7 @@ func TestFilespoolerReads(t *testing.T) {
 	if err := q.Write(filepath.Join(in, "other.seq"), fspl.NewUUID(), &fspl.Header{Kind: fspl.Command}, strings.NewReader("foreign")); err != nil {
 		t.Fatal(err)
 	}
-	var half string
+	var half, other string
 	var whole []byte
 	for _, f := range files {
 		b, err := os.ReadFile(f)
@@ -87,10 +87,12 @@ func TestFilespoolerReads(t *testing.T) {
 		}
 		if len(b) > 2000 { // the third packet
 			half, whole = f, b
+		} else {
+			other = f
 		}
 	}
-	conflict := strings.TrimSuffix(files[0], ".fspl") + ".sync-conflict-20300101-000000-ABCDEFG.fspl"
-	if b, err := os.ReadFile(files[0]); err != nil || os.WriteFile(conflict, b, 0o644) != nil {
+	conflict := strings.TrimSuffix(other, ".fspl") + ".sync-conflict-20300101-000000-ABCDEFG.fspl"
+	if b, err := os.ReadFile(other); err != nil || os.WriteFile(conflict, b, 0o644) != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(half, whole[:1500], 0o644); err != nil {
