@@ -256,12 +256,20 @@ func fullDestination(t *testing.T) {
 	camp.start()
 	peertest.Await(t, "hub's mail at camp", func() bool { return len(box(t, filepath.Join(mail, "camp"))) == 1 }, camp.log.String)
 	d.fill(25 << 20)
+	packets := func() int {
+		all, err := filepath.Glob(filepath.Join(stick, "mochila", "*", "*", "[a-z2-7]*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	before := packets()
 	for i := range 5 {
 		if err := send(smtp, fmt.Sprintf("Subject: %d\r\n\r\n", i), "<eve@camp.example>", "<ana@hub.example>"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	peertest.Await(t, "camp to write", func() bool { return strings.Contains(camp.queue(), "no receipt") }, camp.queue, camp.log.String)
+	peertest.Await(t, "camp to write", func() bool { return strings.Contains(camp.queue(), "no receipt") && packets() > before }, camp.queue, camp.log.String)
 	out, err := hub.command("sync").CombinedOutput()
 	t.Logf("sync on a full disk: %v: %s", err, out)
 	if err == nil || !strings.Contains(string(out), "\nhint: make room on the disk of ") {
