@@ -198,7 +198,6 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	in.b.accepted()
 	in.b.logAccepted(item)
 	if hasDead(item) {
 		in.b.bury(env.ID)

@@ -67,8 +67,6 @@ type Bridge struct {
 	gather  gathering
 	jobs    *jobs.Jobs
 	started time.Time
-	// lastMail is when a mail came in last, in nanoseconds of the monotonic clock since started; 0: never.
-	lastMail atomic.Int64
 
 	mu       sync.Mutex
 	contacts map[string]*contactState // by contact key

@@ -33,26 +33,7 @@ type place struct {
 	backoff time.Duration // what the next failure will wait
 	last    envelope.Status
 	timer   *time.Timer
-	quick   bool // the last mail took less than quickTime
 }
-
-// While mail comes in, a place that takes it quickly gets few workers: processor and disk are what both sides wait for
-// then, and whoever sends to us can wait less well than the queue. The others go on with more workers: those wait for the
-// network.
-const (
-	rushWorkers = 4
-	rushTime    = 20 * time.Millisecond // so long after a mail came in
-	quickTime   = 10 * time.Millisecond
-)
-
-// rush reports whether mail is coming in.
-func (b *Bridge) rush() bool {
-	last := b.lastMail.Load()
-	return last != 0 && time.Since(b.started).Nanoseconds()-last < int64(rushTime)
-}
-
-// accepted notes that a mail has come in.
-func (b *Bridge) accepted() { b.lastMail.Store(max(time.Since(b.started).Nanoseconds(), 1)) }
 
 func (d *dispatcher) init(b *Bridge) {
 	d.b, d.places, d.ended = b, map[spool.Dest]*place{}, make(chan struct{})
@@ -121,7 +102,7 @@ func (d *dispatcher) due(q spool.Dest) {
 		p = &place{}
 		d.places[q] = p
 	}
-	if p.workers >= d.allowed(p) || !p.down.IsZero() {
+	if p.workers >= d.b.Policy().Limits.Deliveries || !p.down.IsZero() {
 		return
 	}
 	if p.to == nil {
@@ -145,15 +126,6 @@ func (d *dispatcher) due(q spool.Dest) {
 	p.workers++
 	d.wg.Add(1)
 	go d.work(d.ctx, q, p)
-}
-
-// allowed is how many workers a place may have now. The mutex is held.
-func (d *dispatcher) allowed(p *place) int {
-	limit := d.b.Policy().Limits.Deliveries
-	if p.quick && d.b.rush() {
-		limit = min(limit, rushWorkers)
-	}
-	return limit
 }
 
 // failed puts a place aside for a while. The mutex is held.
@@ -206,7 +178,7 @@ func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
 
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
-	called, rushed := false, false
+	called := false
 	for ctx.Err() == nil {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
@@ -218,7 +190,7 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 		if len(l) == 0 {
 			break
 		}
-		status, took, down := d.b.deliverOne(ctx, p.to, l[0], func() {
+		status, down := d.b.deliverOne(ctx, p.to, l[0], func() {
 			if !called && d.b.spool.DueNow(q) {
 				called = true
 				d.due(q) // the place is up and there is more: each worker calls one more
@@ -230,17 +202,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 			d.mu.Unlock()
 			break
 		}
-		p.backoff, p.quick = 0, took < quickTime
-		rush := p.quick && d.b.rush()
-		if rush && p.workers > rushWorkers {
-			d.mu.Unlock()
-			break
-		}
+		p.backoff = 0
 		d.mu.Unlock()
-		if rushed && !rush && d.b.spool.DueNow(q) {
-			d.due(q)
-		}
-		rushed = rush
 	}
 	d.mu.Lock()
 	p.workers--
@@ -253,18 +216,18 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	}
 }
 
-// deliverOne tries one leg. It calls up, before it commits, when the place has answered. took is how long that took; down says that the place itself did not answer: the leg stays due for when it does.
-func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased, up func()) (s envelope.Status, took time.Duration, down bool) {
+// deliverOne tries one leg. It calls up, before it commits, when the place has answered. down says that the place itself did not answer: the leg stays due for when it does.
+func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased, up func()) (s envelope.Status, down bool) {
 	ref := spool.Ref{ID: l.Item.Env.ID, Leg: l.Leg}
 	leg := &l.Item.Legs[l.Leg]
 	began := b.now()
 	if l.Item.Env.Kind != envelope.KindMail {
 		b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, "not a mail, but queued for delivery") })
-		return s, took, false
+		return s, false
 	}
 	if st, expired := b.expiredNow(l.Item); expired {
 		b.insist(ctx, "end an expired mail", ref.ID, func() error { return b.endLeg(ref, leg.Rcpts, st) })
-		return s, took, false
+		return s, false
 	}
 	var rcpts []int
 	for _, i := range leg.Rcpts {
@@ -274,25 +237,23 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	}
 	if len(rcpts) == 0 {
 		b.settle(ctx, ref, nil, began)
-		return s, took, false
+		return s, false
 	}
 	msg := &deliver.Message{
 		Env: l.Item.Env, Rcpts: rcpts, Header: b.exitHeader(l.Item),
 		Open: func() (io.ReadCloser, error) { return b.spool.OpenBody(ref.ID) },
 	}
-	start := time.Now()
 	res := to.Deliver(ctx, msg)
-	took = time.Since(start)
 	if ctx.Err() != nil && allPending(res) {
 		b.spool.Release(ref)
-		return s, took, false
+		return s, false
 	}
 	down = len(res) > 0
 	for _, r := range res {
 		if r.Corrupt {
 			why := "the content in the spool is not what was accepted: " + r.Status.Text
 			b.insist(ctx, "quarantine", ref.ID, func() error { return b.quarantineItem(ref.ID, why) })
-			return s, took, false
+			return s, false
 		}
 		if r.Action == envelope.ActionPending && r.Down {
 			s = r.Status
@@ -302,11 +263,11 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	}
 	if down {
 		b.noteDown(ref, rcpts, res[0], began)
-		return s, took, true
+		return s, true
 	}
 	up()
 	b.settle(ctx, ref, res, began)
-	return s, took, false
+	return s, false
 }
 
 // insist repeats a commit that has to be made before anything else happens to a leg: the leg stays leased meanwhile,

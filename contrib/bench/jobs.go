@@ -57,7 +57,7 @@ func (b *bench) jobPair(dir string) (*pair, *mta, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := errors.Join(appendTo(p.hubConfig, jobHandlers), os.Rename(p.stick, p.stick+".away")); err != nil {
+	if err := errors.Join(appendTo(p.hubConfig, jobHandlers+"\n[[peer]]\nnode = \"camp\"\nmax_bytes = \"4GiB\"\n"), os.Rename(p.stick, p.stick+".away")); err != nil {
 		return nil, nil, err
 	}
 	camp, err := b.serve(b.ctx, p.camp, p.campAddr)
