@@ -51,22 +51,21 @@ type Options struct {
 
 // Bridge is one node at work. Its methods may be called from several goroutines.
 type Bridge struct {
-	spool   *spool.Spool
-	keys    *seal.Keyring
-	log     *slog.Logger
-	now     func() time.Time
-	opt     Options
-	codec   *bundle.Codec
-	policy  atomic.Pointer[Policy]
-	clock   clock
-	ses     sessions
-	out     dispatcher
-	quota   quotas
-	errors  budgets
-	counts  counters
-	gather  gathering
-	jobs    *jobs.Jobs
-	started time.Time
+	spool  *spool.Spool
+	keys   *seal.Keyring
+	log    *slog.Logger
+	now    func() time.Time
+	opt    Options
+	codec  *bundle.Codec
+	policy atomic.Pointer[Policy]
+	clock  clock
+	ses    sessions
+	out    dispatcher
+	quota  quotas
+	errors budgets
+	counts counters
+	gather gathering
+	jobs   *jobs.Jobs
 
 	mu       sync.Mutex
 	contacts map[string]*contactState // by contact key
@@ -101,7 +100,6 @@ func New(o Options) (*Bridge, error) {
 		desks:    map[*desk]struct{}{},
 		heard:    map[envelope.NodeID]time.Time{},
 		kicked:   make(chan struct{}, 1),
-		started:  o.Now(),
 	}
 	if b.opt.Boot == nil && realClock {
 		b.opt.Boot = sinceBoot

@@ -216,7 +216,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	}
 }
 
-// deliverOne tries one leg. It calls up, before it commits, when the place has answered. down says that the place itself did not answer: the leg stays due for when it does.
+// deliverOne tries one leg. It calls up, before it commits, when the place has answered. down says that the place itself
+// did not answer: the leg stays due for when it does.
 func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.Leased, up func()) (s envelope.Status, down bool) {
 	ref := spool.Ref{ID: l.Item.Env.ID, Leg: l.Leg}
 	leg := &l.Item.Legs[l.Leg]
