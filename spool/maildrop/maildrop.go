@@ -70,7 +70,8 @@ type Dir struct {
 // nameLen is the length of the names that sendmail chooses: 128 bits in base32.
 const nameLen = 26
 
-// Open makes the folder, with the permissions it needs, and writes submit.DomainFile. The parent folders are created
+// Open makes the folder, with the permissions it needs, removes what a killed owner left there, and writes
+// submit.DomainFile. Only the owner of the spool may call it. The parent folders are created
 // so that everybody may pass them.
 func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 	if o.MaxSize <= 0 {
@@ -92,6 +93,9 @@ func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 		return nil, fmt.Errorf("maildrop: %w", err)
 	}
 	d := &Dir{path: path, desk: desk, opt: o, odd: map[string]bool{}}
+	if err := d.tidy(); err != nil {
+		return nil, err
+	}
 	err := d.writeDomain(domain)
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		// A daemon that does not start on a full disk makes no room either.
@@ -101,9 +105,36 @@ func Open(path, domain string, desk Desk, o Options) (*Dir, error) {
 	return d, err
 }
 
+// domainTemp begins the name of the domain file while it is written. No name that sendmail gives begins so.
+const domainTemp = submit.TempPrefix + submit.DomainFile + "-"
+
+// tidy removes what daemons that were killed in writeDomain left: nobody but the one that opens the folder writes there
+// under such a name. What cannot be removed, somebody else put there; it is reported, and stops nobody.
+func (d *Dir) tidy() error {
+	dir, err := os.Open(d.path)
+	if err != nil {
+		return fmt.Errorf("maildrop: %w", err)
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(1024)
+		for _, name := range names {
+			if strings.HasPrefix(name, domainTemp) {
+				d.junk(name, "left by a daemon that was killed")
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("maildrop: %w", err)
+		}
+	}
+}
+
 // writeDomain replaces whatever somebody may have put under that name.
 func (d *Dir) writeDomain(domain string) error {
-	f, err := os.CreateTemp(d.path, submit.TempPrefix+submit.DomainFile+"-*")
+	f, err := os.CreateTemp(d.path, domainTemp+"*")
 	if err != nil {
 		return fmt.Errorf("maildrop: %w", err)
 	}

@@ -300,6 +300,26 @@ func TestSweepOfUnfinishedFiles(t *testing.T) {
 	}
 }
 
+// TestKilledInOpen: a daemon that is killed while it writes the domain file leaves a temporary file, and the next one
+// removes it, however young; what sendmail is writing stays, and what cannot be removed stops nobody.
+func TestKilledInOpen(t *testing.T) {
+	d := open(t, newDesk(), Options{})
+	d.put(t, submit.TempPrefix+submit.DomainFile+"-2050858417", nil)
+	d.put(t, submit.TempPrefix+submit.DomainFile+"-1", []byte("camp.exam"))
+	writing := submit.TempPrefix + name('d')
+	d.put(t, writing, []byte("MSUB"))
+	full := submit.TempPrefix + submit.DomainFile + "-full"
+	if err := os.MkdirAll(filepath.Join(d.Path(), full, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(d.Path(), "camp.example", newDesk(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if left := d.left(t); !slices.Equal(left, []string{writing, full}) {
+		t.Errorf("left %q, want %q and %q", left, writing, full)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	d := open(t, newDesk(), Options{})
 	d.put(t, name('a'), letter("a: b\r\n\r\n"))
