@@ -55,6 +55,7 @@ func (b *Bridge) Data(_ context.Context, m *envelope.Mail) (smtpd.Intake, error)
 	now := b.now()
 	in.id = envelope.NewID(now)
 	in.now = now
+	in.before = newPasses(b.Policy().Domain)
 	if _, err := in.body.Write(b.received(m, in.id, now)); err != nil {
 		in.body.Discard()
 		return nil, storageStatus(err)
@@ -134,6 +135,7 @@ type intake struct {
 	expanded bool             // it comes out of an alias
 	refused  *envelope.Status // it was taken long ago, and is sent back with this
 	head     letter.Sniffer
+	before   *passes // it entered this node
 }
 
 func (in *intake) Write(p []byte) (int, error) {
@@ -142,11 +144,23 @@ func (in *intake) Write(p []byte) (int, error) {
 		return 0, envelope.NewStatus(552, "5.3.4", fmt.Sprintf("message is above the limit of %d bytes", in.limit))
 	}
 	in.head.Write(p)
+	in.before.Write(p)
+	if err := in.loops(); err != nil {
+		return 0, err
+	}
 	n, err := in.body.Write(p)
 	if err != nil {
 		return n, storageStatus(err)
 	}
 	return n, nil
+}
+
+// loops refuses a mail that goes round. What was taken long ago, and what an alias here makes of a mail, is no new round.
+func (in *intake) loops() error {
+	if in.refused != nil || in.expanded {
+		return nil
+	}
+	return in.before.loop(in.b.Policy().Limits.Passes)
 }
 
 func (in *intake) Abort() { in.body.Discard() }
@@ -155,6 +169,11 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if err := in.body.Finish(); err != nil {
 		in.body.Discard()
 		return "", storageStatus(err)
+	}
+	in.before.end()
+	if err := in.loops(); err != nil {
+		in.body.Discard()
+		return "", err
 	}
 	var orders []*jobs.Request
 	if in.refused == nil {

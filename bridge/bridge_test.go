@@ -151,18 +151,24 @@ func (n *node) submit(from, to, body string) string {
 	for _, r := range strings.Split(to, ",") {
 		m.Recipients = append(m.Recipients, envelope.Recipient{Addr: r})
 	}
-	in, err := n.b.Submit(context.Background(), m)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if _, err := io.WriteString(in, body); err != nil {
-		n.t.Fatal(err)
-	}
-	id, err := in.Commit(context.Background())
+	id, err := n.enter(m, body)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	return id
+}
+
+// enter hands a mail to the node, as a local program does.
+func (n *node) enter(m *envelope.Mail, body string) (string, error) {
+	in, err := n.b.Submit(context.Background(), m)
+	if err != nil {
+		return "", err
+	}
+	if _, err := io.WriteString(in, body); err != nil {
+		in.Abort()
+		return "", err
+	}
+	return in.Commit(context.Background())
 }
 
 // sync makes one contact and requires that it went well.

@@ -118,6 +118,7 @@ type Limits struct {
 	RetryMin    time.Duration // 1 min
 	RetryMax    time.Duration // 4 h
 	Hops        int           // nodes an envelope may pass, 20
+	Passes      int           // times that one mail may enter this node, 5
 	Deliveries  int           // concurrent deliveries to one place, 20
 	BundleBytes int64         // small mail gathered into one bundle, 1 MiB
 	UserCount   int           // mails that one local user or account may have in the queue; 0: no limit
@@ -140,6 +141,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Hops == 0 {
 		l.Hops = 20
+	}
+	if l.Passes == 0 {
+		l.Passes = 5
 	}
 	l.Hops = min(l.Hops, 255) // a byte on the wire
 	if l.Deliveries == 0 {

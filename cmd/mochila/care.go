@@ -166,8 +166,9 @@ func (a *app) checkCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "look for what would go wrong",
-		Long: `Reads the configuration as the daemon does, and looks at contacts, keys, clock and disk. The exit status is 78 when
-there are problems; warnings do not count.
+		Long: `Reads the configuration as the daemon does, and looks at contacts, keys, clock and disk. It calls the mail servers
+that mail is delivered to, and asks a Postfix on this machine (postconf) whether what it is given comes back. The exit status
+is 78 when there are problems; warnings do not count.
 
 With --selftest it sends that node every kind of content that programs are known to break (NUL, bare CR and LF, dots, long
 lines, eight bits, two MiB of noise), by whatever carrier the contact has, and compares the checksums of what arrived. The node

@@ -182,6 +182,7 @@ func (k *checker) limits() {
 		k.bad(k.top("limits.hops"), "", fmt.Sprintf("%d is too large", l.Hops), "at most 200")
 	}
 	k.positive("limits.received", int64(l.Received), 1)
+	k.positive("limits.passes", int64(l.Passes), 1)
 	k.positive("limits.bundle", int64(l.Bundle), 1024)
 	k.positive("limits.deliveries", int64(l.Deliveries), 1)
 	k.positive("limits.trace_keep", int64(l.TraceKeep), 1)
@@ -449,14 +450,14 @@ func (k *checker) via(s source, key, via string) {
 		return
 	}
 	for _, l := range k.c.SMTP.Listen {
-		if l.Network == "tcp" && host != "" && sameSocket(host, l.Addr) || l.Network == "unix" && via == "lmtp:"+l.Addr {
+		if l.Network == "tcp" && host != "" && SameSocket(host, l.Addr) || l.Network == "unix" && via == "lmtp:"+l.Addr {
 			k.warn(s, key, fmt.Sprintf("%s is this node's own listener: mail will run in circles", via), "name the port where your mail server takes mail back")
 		}
 	}
 }
 
-// sameSocket reports whether connecting to a reaches a listener on b of this machine.
-func sameSocket(a, b string) bool {
+// SameSocket reports whether connecting to a, HOST:PORT, reaches a listener on b of this machine, as far as the text tells.
+func SameSocket(a, b string) bool {
 	ahost, aport, err1 := net.SplitHostPort(a)
 	bhost, bport, err2 := net.SplitHostPort(b)
 	if err1 != nil || err2 != nil || aport != bport {

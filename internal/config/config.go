@@ -124,6 +124,7 @@ type Limits struct {
 	Reserve    Size     `toml:"reserve"`    // disk space left alone; default -1: the larger of 5 % and 500MiB
 	Hops       int      `toml:"hops"`       // nodes that an envelope may pass; default 20
 	Received   int      `toml:"received"`   // Received lines at entry that mean a loop; default 50
+	Passes     int      `toml:"passes"`     // times that one mail may enter here; default 5
 	Bundle     Size     `toml:"bundle"`     // content of one bundle of small mail; default 1MiB
 	Deliveries int      `toml:"deliveries"` // at once to one place; default 20
 	UserCount  int      `toml:"user_count"` // mails that one local user or account may have in the queue; 0: no limit
@@ -323,6 +324,7 @@ func (c *Config) defaults() {
 	set(&l.RetryMax, Duration(4*time.Hour))
 	set(&l.Hops, 20)
 	set(&l.Received, 50)
+	set(&l.Passes, 5)
 	set(&l.Bundle, 1<<20)
 	set(&l.Deliveries, 20)
 	set(&l.Quarantine, 1<<30)

@@ -173,6 +173,7 @@ via = "maildir:Mail/%u"
 		"reserve":        {c.Limits.Reserve, Size(-1)},
 		"hops":           {c.Limits.Hops, 20},
 		"received":       {c.Limits.Received, 50},
+		"passes":         {c.Limits.Passes, 5},
 		"listeners":      {len(c.SMTP.Listen) + len(c.Link.Listen), 0},
 		"via":            {c.Delivers[0].Via, "maildir:" + h.ConfigDir + "/Mail/%u"},
 		"implied route":  {c.Routes[0].To[0] + " " + c.Routes[0].Node + " " + c.Routes[0].Keep, "ferry.mochila ferry end"},

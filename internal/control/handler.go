@@ -43,7 +43,7 @@ func (n *Node) Handler() http.Handler {
 		return map[string]any{"name": c.Name, "id": c.ID.String(), "card": c.Text(), "bytes": c.Bytes()}, nil
 	})
 	get("/v1/peers", func(*http.Request) (any, error) { return n.peers(), nil })
-	get("/v1/check", func(*http.Request) (any, error) { return n.check(), nil })
+	get("/v1/check", func(r *http.Request) (any, error) { return n.check(r.Context()), nil })
 	get("/v1/quarantine", func(*http.Request) (any, error) { return n.quarantined() })
 	mux.HandleFunc("GET /v1/content/{id}", n.serveContent)
 	mux.HandleFunc("GET /v1/mailq", n.serveMailq)

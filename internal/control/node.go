@@ -249,7 +249,7 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 		Limits: bridge.Limits{
 			MessageSize: int64(c.SMTP.MaxSize), Recipients: c.SMTP.MaxRecipients, Lifetime: time.Duration(c.Limits.Lifetime),
 			DelayNotice: time.Duration(c.Limits.Delay), RetryMin: time.Duration(c.Limits.RetryMin), RetryMax: time.Duration(c.Limits.RetryMax),
-			Hops: c.Limits.Hops, Deliveries: c.Limits.Deliveries, BundleBytes: int64(c.Limits.Bundle), ReturnGrace: time.Duration(c.Limits.Grace),
+			Hops: c.Limits.Hops, Passes: c.Limits.Passes, Deliveries: c.Limits.Deliveries, BundleBytes: int64(c.Limits.Bundle), ReturnGrace: time.Duration(c.Limits.Grace),
 			UserCount: c.Limits.UserCount, UserBytes: int64(c.Limits.UserBytes),
 		}}
 	p.Jobs = jobsPolicy(c)

@@ -568,7 +568,7 @@ func (n *Node) status() (*Status, error) {
 }
 
 // check is GET /v1/check: what would go wrong, before it does.
-func (n *Node) check() *CheckReport {
+func (n *Node) check(ctx context.Context) *CheckReport {
 	r := &CheckReport{}
 	cfg, warnings, err := config.Load(n.home)
 	if err != nil {
@@ -597,6 +597,9 @@ func (n *Node) check() *CheckReport {
 			r.Problems = append(r.Problems, err.Error())
 		}
 		r.Problems = append(r.Problems, handlerUsers(cfg)...)
+		r.Warnings = append(r.Warnings, circles(ctx, cfg)...)
+		warnings, notes := greetings(ctx, cfg)
+		r.Warnings, r.Notes = append(r.Warnings, warnings...), append(r.Notes, notes...)
 	}
 	p := n.bridge.Policy()
 	for _, x := range p.Peers {

@@ -504,3 +504,6 @@ func FreePort(t testing.TB) string {
 	t.Helper()
 	return freePort(t)
 }
+
+// Config is its configuration folder, for MAIL_CONFIG.
+func (p *Postfix) Config() string { return p.path("conf") }
