@@ -43,7 +43,7 @@ type bench struct {
 	quick bool
 	keep  bool // the folders of failed cases
 	fig   *figures
-	cases *regexp.Regexp // of sections relay and carriers
+	cases *regexp.Regexp // of sections relay, carriers and jobs
 	text  *corpus
 	facts string // of the machine
 	peers string // who takes part
@@ -80,7 +80,7 @@ func main() {
 	flag.IntVar(&o.reps, "reps", 3, "repetitions of each case")
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the messages, once: to see that it works")
 	flag.BoolVar(&o.keep, "keep", false, "leave the scratch folders of failed cases")
-	flag.StringVar(&o.cases, "cases", "", "of sections relay and carriers only what matches this `pattern`, such as mochila.4k.s10 or carrier.s3")
+	flag.StringVar(&o.cases, "cases", "", "of sections relay, carriers and jobs only what matches this `pattern`, such as mochila.4k.s10, carrier.s3 or jobs.drain")
 	flag.StringVar(&o.only, "only", "", "sections that match this `pattern`: limits, relay, path, submit, stick, medium, seal, backlog, wire, jobs, carriers")
 	flag.StringVar(&o.doc, "doc", "", "write the report into this `document`, too")
 	flag.Parse()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -70,6 +71,18 @@ func cpu(root int) time.Duration {
 		ticks += s.own + s.kids
 	}
 	return time.Duration(ticks) * time.Second / clockTicks
+}
+
+// ownCPU is the processor time that this process and its dead children have used.
+func ownCPU() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if syscall.Getrusage(who, &u) == nil {
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
 }
 
 // memory is the resident memory of a process and its descendants in bytes: all of it, its peak as the kernel keeps it,
