@@ -18,6 +18,7 @@ import (
 
 	"mochila/bridge/jobs/builtin"
 	"mochila/bridge/jobs/handler"
+	"mochila/internal/peertest"
 )
 
 func TestMain(m *testing.M) {
@@ -62,27 +63,18 @@ func setup(e *testscript.Env) error {
 	}
 	e.Defer(func() { c.Close() })
 	e.Values[notified{}] = c
-	port, err := freePort()
+	port, hold, err := peertest.TakePort()
 	if err != nil {
 		return err
 	}
+	e.Defer(func() { hold.Close() })
 	// A script that forgets to name its home must not make or touch the machine's own node, which is root's default.
 	e.Vars = append(e.Vars, "MOCHILA_HOME="+filepath.Join(e.WorkDir, "home"))
-	e.Vars = append(e.Vars, "NOTIFY_SOCKET="+path, "TZ=UTC", "PORT="+port, "TERM=dumb")
+	e.Vars = append(e.Vars, "NOTIFY_SOCKET="+path, "TZ=UTC", "PORT="+strconv.Itoa(port), "TERM=dumb")
 	for _, node := range []string{"camp", "hub"} {
 		e.Vars = append(e.Vars, strings.ToUpper(node)+"="+filepath.Join(e.WorkDir, node))
 	}
 	return nil
-}
-
-// freePort is one that nobody listened at a moment ago.
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
 }
 
 func status(ts *testscript.TestScript, neg bool, args []string) {

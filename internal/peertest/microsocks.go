@@ -22,7 +22,7 @@ func StartSOCKS(t testing.TB) *SOCKS {
 	if err != nil {
 		t.Skip("SKIPPED: microsocks is not installed: run .ci/peers")
 	}
-	s := &SOCKS{Addr: freePort(t), User: "camp", Password: "mule", t: t}
+	s := &SOCKS{Addr: FreePort(t), User: "camp", Password: "mule", t: t}
 	host, port, _ := net.SplitHostPort(s.Addr)
 	s.cmd = exec.Command(path, "-i", host, "-p", port, "-u", s.User, "-P", s.Password)
 	if err := s.cmd.Start(); err != nil {

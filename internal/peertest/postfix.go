@@ -66,7 +66,7 @@ func StartPostfix(t testing.TB, o Options) *Postfix {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.remove)
-	p.Addr = freePort(t)
+	p.Addr = FreePort(t)
 	p.configure(o)
 	t.Cleanup(p.Stop)
 	p.Start()
@@ -86,17 +86,6 @@ func tool(name string) string {
 func isFile(path string) bool {
 	st, err := os.Stat(path)
 	return err == nil && st.Mode().IsRegular()
-}
-
-// freePort returns a loopback address that nobody listens on now.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // services is a master.cf without chroot and without anything that tests do not need. pickup and qmgr look each second,
@@ -497,12 +486,6 @@ func tail(s string) string {
 		s = "…" + s[len(s)-most:]
 	}
 	return s
-}
-
-// FreePort returns a loopback address HOST:PORT that nobody listened on a moment ago.
-func FreePort(t testing.TB) string {
-	t.Helper()
-	return freePort(t)
 }
 
 // Config is its configuration folder, for MAIL_CONFIG.

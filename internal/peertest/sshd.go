@@ -68,7 +68,7 @@ func StartSSHD(t testing.TB, o SSHDOptions) *SSHD {
 		}
 	}
 	dir := t.TempDir()
-	d := &SSHD{Addr: freePort(t), User: me.Username, Config: filepath.Join(dir, "client"), words: &lockedBuffer{}}
+	d := &SSHD{Addr: FreePort(t), User: me.Username, Config: filepath.Join(dir, "client"), words: &lockedBuffer{}}
 	version, _ := exec.Command("ssh", "-V").CombinedOutput()
 	d.Version = strings.TrimSpace(string(version))
 	t.Logf("neighbour: %s", d.Version)

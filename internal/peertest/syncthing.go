@@ -23,7 +23,7 @@ func StartSyncthing(t testing.TB, folders ...string) {
 	type device struct{ home, id, addr string }
 	var all []device
 	for range folders {
-		d := device{home: t.TempDir(), addr: freePort(t)}
+		d := device{home: t.TempDir(), addr: FreePort(t)}
 		if out, err := syncthing("generate", "--no-default-folder", "--skip-port-probing", "--home", d.home).CombinedOutput(); err != nil {
 			t.Fatalf("syncthing generate: %v: %s", err, out)
 		}
@@ -60,7 +60,7 @@ func StartSyncthing(t testing.TB, folders ...string) {
 <stunKeepaliveStartS>0</stunKeepaliveStartS>
 </options>
 </configuration>
-`, folders[i], members.String(), list.String(), freePort(t), d.addr)
+`, folders[i], members.String(), list.String(), FreePort(t), d.addr)
 		if err := os.WriteFile(filepath.Join(d.home, "config.xml"), []byte(conf), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -3,13 +3,14 @@ package natstest
 
 import (
 	"fmt"
-	"net"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"mochila/internal/peertest"
 )
 
 // Cluster is some servers that know each other.
@@ -26,12 +27,12 @@ func New(t testing.TB, n int) *Cluster {
 	var routes []*url.URL
 	var ports []int
 	for range n {
-		port := freePort(t)
+		port := peertest.Port(t)
 		ports = append(ports, port)
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
 	}
 	for i := range n {
-		o := &server.Options{ServerName: fmt.Sprintf("s%d", i), Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}
+		o := &server.Options{ServerName: fmt.Sprintf("s%d", i), Host: "127.0.0.1", Port: peertest.Port(t), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}
 		if n > 1 {
 			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: ports[i]}
 			o.Routes = routes
@@ -64,16 +65,6 @@ func New(t testing.TB, n int) *Cluster {
 		return false
 	})
 	return c
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func (c *Cluster) await(what string, done func() bool) {
