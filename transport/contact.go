@@ -64,7 +64,8 @@ type contact struct {
 	offersIn    uint64 // OFFERs that came
 	offersEnded uint64 // of these, how many have their verdict
 	replies     []reply
-	busy        int  // packets with the Station
+	busy        int  // packets with the Station, all of whose bytes are there
+	opening     bool // one is with the Station while it comes
 	fresh       bool // something came in since Next was last asked
 	stop        bool // receive nothing more
 	afterStop   int  // PACKETs that came all the same
@@ -123,6 +124,7 @@ func (c *contact) run(ctx context.Context, greeted func() error) (Stats, error) 
 	c.s.Close()
 	w.close()
 	<-reader
+	c.cutEarly()
 	c.work.Wait()
 	if err == nil && !c.peerStopped {
 		c.stats.Late = w.late()

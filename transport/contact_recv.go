@@ -8,12 +8,17 @@ import (
 	"time"
 )
 
-// receiving is one big packet on its way in. The reader owns it until all bytes are there, then one worker.
+// receiving is one big packet on its way in. The reader owns it until all bytes are there, then one worker. A packet
+// that is opened while it comes (contact_open.go) is ended by its opener in any case.
 type receiving struct {
 	n        uint64
 	part     *partial
-	complete bool // with a worker now; guarded by contact.mu
 	restarts int
+	pace     pace
+
+	complete bool     // all bytes are there; guarded by contact.mu
+	over     bool     // nothing that still comes of it matters; guarded by contact.mu
+	open     *growing // what the Station reads meanwhile; nil: it does not. guarded by contact.mu
 }
 
 // read handles frames until the stream ends. Packets are received under ctx, which outlives a cut connection: what
@@ -211,11 +216,16 @@ func (c *contact) onData(ctx, inner context.Context, f frame) error {
 	c.mu.Lock()
 	r, known := c.incoming[n], n < c.offersIn
 	complete := r != nil && r.complete
+	gone := r == nil || r.over
+	var open *growing
+	if r != nil {
+		open = r.open
+	}
 	c.mu.Unlock()
 	switch {
 	case !known:
 		return fmt.Errorf("%w: DATA for offer %d, which was not made", errFrame, n)
-	case r == nil:
+	case gone:
 		return nil // sent before the neighbour saw the verdict
 	case len(f.body) > maxSlice, complete, int64(len(f.body)) > r.part.size-r.part.off:
 		return fmt.Errorf("%w: DATA beyond the end of packet %s", errFrame, r.part.id)
@@ -225,8 +235,13 @@ func (c *contact) onData(ctx, inner context.Context, f frame) error {
 		return nil
 	}
 	c.progress()
-	if r.part.off == r.part.size {
+	switch {
+	case r.part.off == r.part.size:
 		return c.complete(ctx, inner, r)
+	case open != nil:
+		open.grow(r.part.off)
+	case r.pace.fast(r.part, time.Now()):
+		c.openEarly(ctx, r)
 	}
 	return nil
 }
@@ -239,12 +254,12 @@ func (c *contact) onCancel(f frame) error {
 	}
 	c.mu.Lock()
 	r, known := c.incoming[n], n < c.offersIn
-	complete := r != nil && r.complete
+	complete := r != nil && (r.complete || r.over)
 	c.mu.Unlock()
 	switch {
 	case !known:
 		return fmt.Errorf("%w: CANCEL of offer %d, which was not made", errFrame, n)
-	case r == nil || complete:
+	case r == nil || complete, c.endEarly(r, errCancelled):
 		return nil // its verdict is under way
 	}
 	c.endOffer(n, verdictLater)
@@ -256,6 +271,9 @@ func (c *contact) onCancel(f frame) error {
 
 // abandon ends receiving because of this node's own trouble; the bytes stay for a later contact.
 func (c *contact) abandon(r *receiving, err error) {
+	if c.endEarly(r, err) {
+		return
+	}
 	c.mu.Lock()
 	c.count(err)
 	c.mu.Unlock()
@@ -268,9 +286,18 @@ func (c *contact) abandon(r *receiving, err error) {
 // complete checks and hands over a big packet whose bytes are all there.
 func (c *contact) complete(ctx, inner context.Context, r *receiving) error {
 	c.mu.Lock()
+	if r.over {
+		c.mu.Unlock()
+		return nil
+	}
 	r.complete = true
 	c.busy++
+	open := r.open
 	c.mu.Unlock()
+	if open != nil {
+		open.end(r.part.verified())
+		return nil
+	}
 	return c.worker(inner, func() {
 		c.handOver(ctx, r)
 		c.mu.Lock()
@@ -281,15 +308,18 @@ func (c *contact) complete(ctx, inner context.Context, r *receiving) error {
 
 func (c *contact) handOver(ctx context.Context, r *receiving) {
 	whole, err := r.part.whole(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		c.abandon(r, err)
-		return
-	}
-	if !whole {
+	case !whole:
 		c.startAgain(r)
-		return
+	default:
+		c.conclude(r, c.st.Receive(ctx, r.part.size, r.part.reader()))
 	}
-	err = c.st.Receive(ctx, r.part.size, r.part.reader())
+}
+
+// conclude ends an offer by what the Station said of the whole packet.
+func (c *contact) conclude(r *receiving, err error) {
 	c.mu.Lock()
 	dealt := c.count(err)
 	c.mu.Unlock()
@@ -300,16 +330,15 @@ func (c *contact) handOver(ctx context.Context, r *receiving) {
 		}
 		return
 	}
-	if err := r.part.drop(); err != nil {
-		c.o.Log.Warn("partial packet not deleted", "packet", r.part.id, "err", err)
-	}
+	v := verdictLater
 	switch {
 	case err == nil:
-		c.endOffer(r.n, verdictTaken)
+		v = verdictTaken
 	case errors.Is(err, ErrRefused):
-		c.endOffer(r.n, verdictRefused)
-	default:
-		c.endOffer(r.n, verdictLater)
+		v = verdictRefused
+	}
+	if err := r.part.drop(func() { c.endOffer(r.n, v) }); err != nil {
+		c.o.Log.Warn("partial packet not deleted", "packet", r.part.id, "err", err)
 	}
 }
 
@@ -318,7 +347,7 @@ func (c *contact) startAgain(r *receiving) {
 	r.restarts++
 	if r.restarts > 1 {
 		c.o.Log.Warn("big packet came damaged twice", "packet", r.part.id, "size", r.part.size)
-		r.part.drop()
+		r.part.drop(nil)
 		c.endOffer(r.n, verdictCorrupt)
 		return
 	}
@@ -328,7 +357,7 @@ func (c *contact) startAgain(r *receiving) {
 		return
 	}
 	c.mu.Lock()
-	r.complete = false
+	r.complete, r.open = false, nil
 	c.mu.Unlock()
 	c.reply(reply{t: frameWant, numbers: [2]uint64{r.n, 0}})
 }

@@ -23,9 +23,10 @@ type Partials struct {
 	root *os.Root
 	max  int64
 
-	mu   sync.Mutex
-	kept map[ID]*kept
-	tick uint64
+	mu      sync.Mutex
+	kept    map[ID]*kept
+	tick    uint64
+	opening int // packets that a Station reads while they come
 }
 
 // kept is one partial file.
@@ -37,6 +38,10 @@ type kept struct {
 
 // maxPartials bounds the number of partial files.
 const maxPartials = 1024
+
+// maxOpening bounds the packets of all links that a Station reads while they come: each holds its buffers for as long
+// as its line takes.
+const maxOpening = 4
 
 // errBusy says that a packet is being received over another connection.
 var errBusy = errors.New("packet is being received over another connection")
@@ -145,7 +150,25 @@ func (p *Partials) makeRoom(id ID, size int64) error {
 	}
 }
 
-// partial is the file of one packet being received. One goroutine at a time uses it.
+// mayOpen asks for one of the places that maxOpening bounds; opened gives it back.
+func (p *Partials) mayOpen() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.opening >= maxOpening {
+		return false
+	}
+	p.opening++
+	return true
+}
+
+func (p *Partials) opened() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opening--
+}
+
+// partial is the file of one packet being received. One goroutine at a time uses it, but for its end, which another may
+// bring about.
 type partial struct {
 	owner *Partials
 	id    ID
@@ -154,15 +177,28 @@ type partial struct {
 	off   int64     // bytes there
 	sum   hash.Hash // over all of them, if they came in this contact; else nil
 
-	synced  time.Time  // when the last sync began, or the first byte came
-	syncing chan error // of the sync that runs; nil: none does
+	mu       sync.Mutex // held by Write, and to close
+	closed   bool
+	synced   time.Time     // when the last sync began, or the first byte came
+	syncing  chan error    // of the sync that runs; nil: none does
+	lastSync time.Duration // how long the last one took
 }
 
-// syncEvery is how much time's worth of a partial packet may be lost when the power fails. On a fast line most packets are whole by
-// then, and their partial files never reach the disk.
-const syncEvery = 10 * time.Second
+// syncEvery is how much time's worth of a partial packet may be lost when the power fails, and syncShare bounds the part of
+// the time that the disk is kept busy for that: one of so many. On a fast line most packets are whole before the
+// first sync, and their partial files never reach the disk.
+const (
+	syncEvery = 10 * time.Second
+	syncShare = 10
+)
 
+// Write appends b. What comes after keep or drop is forgotten.
 func (w *partial) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return len(b), nil
+	}
 	n, err := w.f.WriteAt(b, w.off)
 	w.off += int64(n)
 	if err != nil {
@@ -175,15 +211,32 @@ func (w *partial) Write(b []byte) (int, error) {
 	if w.synced.IsZero() {
 		w.synced = now
 	}
-	if now.Sub(w.synced) >= syncEvery && w.off < w.size {
-		if err := w.settle(); err != nil {
-			return n, fmt.Errorf("write partial packet: %w", mediumError(err))
-		}
-		done := make(chan error, 1)
-		w.synced, w.syncing = now, done
-		go func() { done <- w.f.Sync() }() // the line goes on meanwhile
+	if err := w.begun(now); err != nil {
+		return n, fmt.Errorf("write partial packet: %w", mediumError(err))
 	}
 	return n, nil
+}
+
+// begun has what is there brought to the disk when it is time to, while the line goes on. It returns what was wrong with the last time.
+func (w *partial) begun(now time.Time) error {
+	if w.syncing != nil {
+		select {
+		case err := <-w.syncing:
+			w.syncing, w.lastSync = nil, now.Sub(w.synced)
+			if err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	if now.Sub(w.synced) < max(syncEvery, syncShare*w.lastSync) || w.off == w.size {
+		return nil
+	}
+	done := make(chan error, 1)
+	w.synced, w.syncing = now, done
+	go func() { done <- w.f.Sync() }()
+	return nil
 }
 
 // settle waits for the sync that runs.
@@ -205,10 +258,15 @@ func (w *partial) restart() error {
 	return nil
 }
 
+// hashed reports whether the name was checked as the bytes came, and what came of it.
+func (w *partial) hashed() (known, whole bool) {
+	return w.sum != nil, w.sum != nil && ID(w.sum.Sum(nil)) == w.id
+}
+
 // whole reports whether the file, complete now, is the packet.
 func (w *partial) whole(ctx context.Context) (bool, error) {
-	if w.sum != nil {
-		return ID(w.sum.Sum(nil)) == w.id, nil
+	if known, whole := w.hashed(); known {
+		return whole, nil
 	}
 	sum := sha256.New()
 	if _, err := copyContext(ctx, sum, w.reader()); err != nil {
@@ -217,13 +275,28 @@ func (w *partial) whole(ctx context.Context) (bool, error) {
 	return ID(sum.Sum(nil)) == w.id, nil
 }
 
-func (w *partial) reader() io.Reader { return io.NewSectionReader(w.f, 0, w.size) }
+func (w *partial) reader() io.Reader { return &wholeFile{*io.NewSectionReader(w.f, 0, w.size), w.id} }
 
-// keep closes the file for a later contact.
+// wholeFile reads a packet that has been hashed.
+type wholeFile struct {
+	io.SectionReader
+	id ID
+}
+
+// ID is the packet's name (Named).
+func (r *wholeFile) ID() ID { return r.id }
+
+// keep closes the file for a later contact. A second call, or one after unlink, does nothing.
 func (w *partial) keep() error {
-	if w.off == 0 {
-		return w.drop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
 	}
+	if w.off == 0 {
+		return firstErr(w.unlink(), w.close())
+	}
+	w.closed = true
 	err := firstErr(w.settle(), w.f.Sync(), w.f.Close())
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
@@ -233,15 +306,50 @@ func (w *partial) keep() error {
 	return err
 }
 
-// drop deletes the file.
-func (w *partial) drop() error {
-	w.settle() // what it says of a file that goes does not matter
-	err := w.f.Close()
+// drop takes the file out of the folder, then calls said, and only then gives its pages and blocks back, which takes a while for
+// a large one. said may be nil.
+func (w *partial) drop(said func()) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
+	}
+	err := w.unlink()
+	if said != nil {
+		said()
+	}
+	return firstErr(err, w.close())
+}
+
+func (w *partial) unlink() error {
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
-	if rm := w.owner.root.Remove(w.id.String()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
-		err = firstErr(err, rm)
-	}
 	delete(w.owner.kept, w.id)
-	return err
+	if err := w.owner.root.Remove(w.id.String()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// close closes the file, which is gone: a sync that still runs has the file for itself until it ends.
+func (w *partial) close() error {
+	w.closed = true
+	return w.f.Close()
+}
+
+// growing reads the packet while it is still coming.
+func (w *partial) growing() *growing {
+	var sum hash.Hash
+	if w.sum == nil {
+		sum = sha256.New()
+	}
+	return newGrowing(w.f, w.id, w.size, w.off, sum)
+}
+
+// verified is how a growing reader of the file, complete now, ends.
+func (w *partial) verified() error {
+	if known, whole := w.hashed(); known && !whole {
+		return errOtherBytes
+	}
+	return io.EOF
 }

@@ -65,7 +65,7 @@ func TestPartialsKeepWithinTheirRoom(t *testing.T) {
 	defer p.Close()
 	if c := begin(5, 700); c.off != 300 {
 		t.Errorf("after reopening it goes on at %d, want 300", c.off)
-	} else if err := c.drop(); err != nil {
+	} else if err := c.drop(nil); err != nil {
 		t.Error(err)
 	}
 	if d := begin(6, 100); d.keep() != nil {

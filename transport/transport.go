@@ -70,6 +70,10 @@ type Station interface {
 	Receive(ctx context.Context, size int64, r io.Reader) error
 }
 
+// Named is an optional method of the reader that a Station is given: the name under which the packet came, so that the
+// Station needs not hash it once more. The bytes hash to it if the reader ends with io.EOF, and only then.
+type Named interface{ ID() ID }
+
 // Presence is a Station that wants to know which of its own packets still lie on a folder, so that it can offer those
 // that are missing or damaged once more.
 type Presence interface {

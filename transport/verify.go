@@ -62,6 +62,9 @@ func (v *verifier) Read(b []byte) (int, error) {
 	return n, v.err
 }
 
+// ID is the packet's name (Named).
+func (v *verifier) ID() ID { return v.id }
+
 // errDamaged says that a packet of this node's own does not have the bytes its ID promises.
 var errDamaged = fmt.Errorf("own packet is damaged")
 

@@ -53,6 +53,8 @@ type Station struct {
 	Hello, WantHello string
 	// OnReceive, if set, is asked after a packet was read whole; its error is Receive's. Set it before use.
 	OnReceive func(id transport.ID, size int64) error
+	// OnRead, if set, is called when a packet is about to be read and returns what it is read from. Set it before use.
+	OnRead func(size int64, r io.Reader) io.Reader
 
 	more chan struct{}
 
@@ -225,6 +227,9 @@ func (s *Station) Known(head []byte, size int64) bool {
 
 // Receive implements transport.Station. It reads all, and records nothing of a packet that does not come whole.
 func (s *Station) Receive(ctx context.Context, size int64, r io.Reader) error {
+	if s.OnRead != nil {
+		r = s.OnRead(size, r)
+	}
 	sum := sha256.New()
 	var kept bytes.Buffer
 	w := io.Writer(sum)

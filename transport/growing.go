@@ -1,0 +1,136 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+)
+
+// growing reads a packet whose bytes are still coming into its partial file. It never lets its reader have all of them
+// unless they hash to the packet's name: the last byte is held back until that is known. When the packet does not come whole, reading
+// fails instead. Whoever fills the file is never kept waiting by the reader.
+type growing struct {
+	f    io.ReaderAt
+	id   ID
+	size int64
+
+	at  int64     // read so far; the reader's own
+	sum hash.Hash // over what was read; nil: whoever fills the file hashes
+
+	mu    sync.Mutex
+	more  sync.Cond
+	off   int64 // bytes there
+	want  int64 // the reader sleeps until so many are
+	ended error // nil: more will come; io.EOF: all came, and if sum is nil they are the right ones
+	bad   error // found by the reader
+}
+
+var (
+	// errOtherBytes: what came does not hash to the name it came under.
+	errOtherBytes = fmt.Errorf("bytes do not match the packet's name: %w", ErrIncomplete)
+	// errCutShort: the contact ended before the packet did.
+	errCutShort = fmt.Errorf("contact was cut: %w", ErrIncomplete)
+	// errFileCut: somebody else has shortened the partial file.
+	errFileCut = fmt.Errorf("partial packet is shorter than what came: %w", ErrIncomplete)
+	// errCancelled: the neighbour took its offer back.
+	errCancelled = fmt.Errorf("neighbour has cancelled the packet: %w", ErrIncomplete)
+)
+
+func newGrowing(f io.ReaderAt, id ID, size, off int64, sum hash.Hash) *growing {
+	g := &growing{f: f, id: id, size: size, off: off, sum: sum}
+	g.more.L = &g.mu
+	return g
+}
+
+// ID is the packet's name (Named).
+func (g *growing) ID() ID { return g.id }
+
+// grow says that off bytes are there now.
+func (g *growing) grow(off int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.off = off
+	if off >= g.want {
+		g.more.Signal()
+	}
+}
+
+// end says that no more will come: io.EOF when all is there. Only the first call counts.
+func (g *growing) end(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended == nil {
+		g.ended = err
+		g.more.Signal()
+	}
+}
+
+// failure tells why the packet is not to be had whole, as far as that is known; nil: nothing is wrong with it.
+func (g *growing) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.bad == nil && g.ended != nil && g.ended != io.EOF {
+		return g.ended
+	}
+	return g.bad
+}
+
+// Read waits until it can fill b, or the packet ends. One goroutine may use it.
+func (g *growing) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	n, err := g.wait(len(b))
+	if err != nil {
+		return 0, err
+	}
+	n, err = g.f.ReadAt(b[:n], g.at)
+	if err != nil && n < len(b) {
+		if errors.Is(err, io.EOF) {
+			err = errFileCut
+		} else {
+			err = fmt.Errorf("read partial packet: %w", err)
+		}
+	} else {
+		err = nil
+	}
+	g.at += int64(n)
+	if g.sum != nil && err == nil {
+		g.sum.Write(b[:n])
+		if g.at == g.size && ID(g.sum.Sum(nil)) != g.id {
+			err = errOtherBytes
+		}
+	}
+	if err != nil {
+		clear(b[:n])
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.bad = err
+		return 0, err
+	}
+	return n, nil
+}
+
+// wait returns how many of the next most bytes may be read.
+func (g *growing) wait(most int) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.bad != nil {
+		return 0, g.bad
+	}
+	g.want = max(min(g.at+int64(most), g.size-1), g.at+1)
+	for g.ended == nil && (g.off < g.want || g.want == g.size) {
+		g.more.Wait()
+	}
+	switch {
+	case g.ended != nil && g.ended != io.EOF:
+		return 0, g.ended
+	case g.at == g.size:
+		return 0, io.EOF
+	case g.ended == nil:
+		return int(g.want - g.at), nil
+	}
+	return int(min(int64(most), g.size-g.at)), nil
+}
