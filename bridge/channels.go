@@ -69,7 +69,7 @@ func (in *incoming) job(rec *bundle.Record) error {
 		in.noRoom = spool.ErrFull
 	}
 	if in.noRoom == nil && e.Kind == envelope.KindJob {
-		if err := b.quota.charge(b, e.Origin, e.Size); err != nil {
+		if err := in.charge(e.Origin, e.Size); err != nil {
 			in.noRoom = bad(envelope.ReasonQuota, err)
 		}
 	}

@@ -56,7 +56,7 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 	p := b.Policy()
 	peer := p.peer(e.Origin)
 	now := b.now()
-	item := &spool.Item{Env: e, Trust: "peer:" + e.Origin.Label().String(), Entered: now, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
+	item := &spool.Item{Env: e, Trust: peerTrust(e.Origin), Entered: now, Outcomes: make([]envelope.Outcome, len(e.Mail.Recipients))}
 	legs := map[spool.Dest]int{}
 	put := func(d spool.Dest, i int, s envelope.Status) {
 		k, ok := legs[d]
@@ -228,8 +228,7 @@ func (in *incoming) refuse(ctx context.Context, r *hashing, cause *badPacket) er
 		}
 		unread = endless && n == readToRefuse
 	}
-	var sum [32]byte
-	r.h.Sum(sum[:0])
+	sum := r.sum()
 	if cause.reason != envelope.ReasonQuota {
 		known := false
 		err := b.spool.ApplyUrgent(func(tx *spool.Tx) error {

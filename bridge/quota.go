@@ -18,16 +18,38 @@ import (
 type quotas struct {
 	scan sync.Mutex // held while the spool is walked
 
-	mu   sync.Mutex
-	use  map[string]usage // by trust class; nil: not counted yet
-	at   time.Time        // when it was counted
-	cost time.Duration    // how long that took
+	mu     sync.Mutex
+	use    map[string]usage // by trust class; nil: not counted yet
+	coming map[string]usage // booked for packets that are being taken, which no count sees
+	at     time.Time        // when it was counted
+	cost   time.Duration    // how long that took
 }
 
 type usage struct {
 	bytes int64
 	count int
 }
+
+// booking is room that an incoming packet takes up.
+type booking struct {
+	trust string
+	size  int64
+}
+
+// book is where room is booked; nil: nowhere, it is only asked for. mu is held.
+type book func(q *quotas) map[string]usage
+
+func queued(q *quotas) map[string]usage { return q.use }
+
+func onItsWay(q *quotas) map[string]usage {
+	if q.coming == nil {
+		q.coming = make(map[string]usage)
+	}
+	return q.coming
+}
+
+// peerTrust is the trust class of what a peer sends.
+func peerTrust(node envelope.NodeID) string { return "peer:" + node.Label().String() }
 
 // scanShare bounds the part of the time that counting takes: one of so many.
 const scanShare = 50
@@ -84,12 +106,28 @@ func (q *quotas) admit(b *Bridge, node envelope.NodeID, size int64) error {
 	if size <= smallPacket {
 		return nil
 	}
-	return q.ask(b, node, size, false)
+	return q.ask(b, node, size, nil)
 }
 
-// charge books size bytes more that are queued here on behalf of a node, or refuses them.
+// charge books size bytes more that come to be queued here on behalf of a node, or refuses them. settle ends it.
 func (q *quotas) charge(b *Bridge, node envelope.NodeID, size int64) error {
-	return q.ask(b, node, size, true)
+	return q.ask(b, node, size, onItsWay)
+}
+
+// settle ends bookings of packets: what was entered is queued here now, what was not leaves no trace.
+func (q *quotas) settle(booked []booking, entered bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, b := range booked {
+		u := q.coming[b.trust]
+		if q.coming[b.trust] = (usage{u.bytes - b.size, u.count - 1}); u.count == 1 {
+			delete(q.coming, b.trust)
+		}
+		if entered && q.use != nil {
+			u := q.use[b.trust]
+			q.use[b.trust] = usage{u.bytes + b.size, u.count + 1}
+		}
+	}
 }
 
 // chargeUser books a mail of a local user or an account, by its trust class, or refuses it. It costs nothing where no
@@ -106,7 +144,7 @@ func (q *quotas) chargeUser(b *Bridge, trust string, size int64) error {
 	if maxCount == 0 {
 		maxCount = math.MaxInt
 	}
-	ok, err := q.fits(b, trust, maxBytes, maxCount, size, true)
+	ok, err := q.fits(b, trust, maxBytes, maxCount, size, queued)
 	if err != nil {
 		return err
 	}
@@ -118,7 +156,7 @@ func (q *quotas) chargeUser(b *Bridge, trust string, size int64) error {
 }
 
 // ask looks whether one more item has room in a node's quota.
-func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) error {
+func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book book) error {
 	peer := b.Policy().peer(node)
 	if peer == nil {
 		return nil
@@ -130,7 +168,7 @@ func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) err
 	if maxCount == 0 {
 		maxCount = 100000
 	}
-	ok, err := q.fits(b, "peer:"+node.Label().String(), maxBytes, maxCount, size, book)
+	ok, err := q.fits(b, peerTrust(node), maxBytes, maxCount, size, book)
 	if err != nil || ok {
 		return err
 	}
@@ -139,16 +177,17 @@ func (q *quotas) ask(b *Bridge, node envelope.NodeID, size int64, book bool) err
 }
 
 // fits reports whether one more item of a trust class has room, and books it if asked to.
-func (q *quotas) fits(b *Bridge, trust string, maxBytes int64, maxCount int, size int64, book bool) (bool, error) {
+func (q *quotas) fits(b *Bridge, trust string, maxBytes int64, maxCount int, size int64, book book) (bool, error) {
 	fits := func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		u := q.use[trust]
-		if q.use == nil || u.bytes+size > maxBytes || u.count >= maxCount {
+		u, c := q.use[trust], q.coming[trust]
+		if q.use == nil || u.bytes+c.bytes+size > maxBytes || u.count+c.count >= maxCount {
 			return false
 		}
-		if book {
-			q.use[trust] = usage{u.bytes + size, u.count + 1}
+		if book != nil {
+			to := book(q)
+			to[trust] = usage{to[trust].bytes + size, to[trust].count + 1}
 		}
 		return true
 	}

@@ -70,20 +70,41 @@ type incoming struct {
 	made     time.Time     // when the bundle was sealed, by the clock of its origin
 	left     uint16        // what the hop box of this node says of its life
 	relayed  time.Duration // how long relays had it, at least
+	booked   []booking     // quota, to be settled
 }
 
-// Read hashes what is read, so that a refusal can name the packet.
+// hashing knows the name of the packet that is read, for a refusal: from the carrier, or by hashing what is read.
 type hashing struct {
-	r io.Reader
-	h hash.Hash
-	n int64
+	r    io.Reader
+	name transport.Named // nil: h is needed
+	h    hash.Hash
+	n    int64
+}
+
+func newHashing(r io.Reader) *hashing {
+	x := &hashing{r: r}
+	if x.name, _ = r.(transport.Named); x.name == nil {
+		x.h = sha256.New()
+	}
+	return x
 }
 
 func (h *hashing) Read(p []byte) (int, error) {
 	n, err := h.r.Read(p)
-	h.h.Write(p[:n])
+	if h.h != nil {
+		h.h.Write(p[:n])
+	}
 	h.n += int64(n)
 	return n, err
+}
+
+// sum is the hash of the packet, once all of it was read.
+func (h *hashing) sum() (sum [32]byte) {
+	if h.h == nil {
+		return h.name.ID()
+	}
+	h.h.Sum(sum[:0])
+	return sum
 }
 
 // take reads one packet of the carrier.
@@ -94,8 +115,9 @@ func (in *incoming) take(ctx context.Context, src io.Reader) error {
 			return err
 		}
 	}
-	r := &hashing{r: src, h: sha256.New()}
+	r := newHashing(src)
 	err := in.item(ctx, r, false)
+	b.quota.settle(in.booked, err == nil)
 	if err == nil {
 		return nil
 	}
@@ -322,7 +344,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 	case b.spool.Full():
 		return spool.ErrFull
 	}
-	if err := b.quota.charge(b, in.prev, hop.Length); err != nil {
+	if err := in.charge(in.prev, hop.Length); err != nil {
 		return bad(envelope.ReasonQuota, err)
 	}
 	body := b.spool.NewBody()
@@ -339,7 +361,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 	if hop.Left != seal.LeftMax { // so that it ages from now on whatever this node's clock says
 		env.Created = env.Expires.Add(-transitGrace - time.Duration(hop.Left)*seal.LeftUnit)
 	}
-	item := &spool.Item{Env: env, Trust: "peer:" + in.prev.Label().String(), Entered: now,
+	item := &spool.Item{Env: env, Trust: peerTrust(in.prev), Entered: now,
 		Legs:    []spool.Leg{{Dest: spool.NodeDest(next.ID), State: spool.Due}},
 		Transit: &spool.Transit{Dest: hop.Dest, Class: hop.Class, HopsLeft: hop.HopLimit - 1, From: in.prev, Left: hop.Left}}
 	in.adds = append(in.adds, &addition{item: item, body: body})
@@ -386,6 +408,9 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 	if in.noRoom != nil {
 		return in.onlyReceipts(ctx)
 	}
+	if err := in.stillWelcome(m.ses); err != nil {
+		return err
+	}
 	m.owe = in.count > 0
 	in.marks = append(in.marks, m)
 	err = in.enter(ctx)
@@ -394,6 +419,29 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 		return in.onlyReceipts(ctx)
 	}
 	return err
+}
+
+// stillWelcome looks again whether its session may bring a bundle that may have taken long to come.
+func (in *incoming) stillWelcome(ses *session) error {
+	switch {
+	case in.guest != nil:
+		return nil
+	case in.b.Policy().peer(ses.peer) == nil:
+		return bad(envelope.ReasonUnknown, fmt.Errorf("%s is no peer any more", ses.peer))
+	case in.b.ses.byID(ses.keys.ID) == nil:
+		return &badPacket{reason: envelope.ReasonKeyErased, serial: in.b.keys.Card().Serial,
+			err: errors.New("the session was erased while the bundle came")}
+	}
+	return nil
+}
+
+// charge books what is queued here on behalf of a node; take settles it.
+func (in *incoming) charge(node envelope.NodeID, size int64) error {
+	if err := in.b.quota.charge(in.b, node, size); err != nil {
+		return err
+	}
+	in.booked = append(in.booked, booking{peerTrust(node), size})
+	return nil
 }
 
 // onlyReceipts ends a bundle whose mail cannot be taken now: what frees space, or ends mail, takes effect all the same,
@@ -538,7 +586,7 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 		in.noRoom = spool.ErrFull
 	}
 	if in.noRoom == nil && in.guest == nil {
-		if err := b.quota.charge(b, e.Origin, e.Size); err != nil {
+		if err := in.charge(e.Origin, e.Size); err != nil {
 			in.noRoom = bad(envelope.ReasonQuota, err)
 		}
 	}
