@@ -236,6 +236,7 @@ the mail is durably queued here, whether or not the daemon runs.
   -V ENVID            an identifier for reports
   -bs, -bS            speak SMTP on standard input and output; take a batch of SMTP
   -bp, -q, -bv        print the queue, flush it, verify an address (these need the daemon)
+  -bd, -bD            start the daemon, in the background or not: mochila serve
 
 Installed or linked under the names sendmail, mailq, newaliases, rmail and rsmtp, the program is those; mochila itself is
 also rcsmtp, rgsmtp and rbsmtp, which take batches that are compressed by compress, gzip, or any of them and bzip2.`,

@@ -23,6 +23,7 @@ const (
 type logOptions struct {
 	level   slog.Level
 	journal bool   // <N> priorities and no time, for systemd
+	syslog  bool   // priorities of facility mail, and no host: the form of local syslog sockets
 	short   bool   // neither time nor host nor process: for a person who asked to see it
 	program string // default mochila
 	host    string // default: the machine's
@@ -135,6 +136,10 @@ func (l *mailLog) Handle(_ context.Context, r slog.Record) error {
 	case s.opt.short:
 	case s.opt.journal:
 		b = append(b, '<', priority(r.Level), '>')
+	case s.opt.syslog:
+		b = append(b, '<')
+		b = strconv.AppendInt(b, facilityMail+int64(priority(r.Level)-'0'), 10)
+		b = append(append(b, '>'), s.stampOf(r.Time)...)
 	default:
 		b = append(b, s.stampOf(r.Time)...)
 	}
@@ -208,11 +213,16 @@ func (s *logSink) stampOf(t time.Time) []byte {
 		s.second = sec
 		s.stamp = t.Local().AppendFormat(s.stamp[:0], "Jan _2 15:04:05")
 		s.stamp = append(s.stamp, ' ')
-		s.stamp = append(s.stamp, s.opt.host...)
-		s.stamp = append(s.stamp, ' ')
+		if !s.opt.syslog {
+			s.stamp = append(s.stamp, s.opt.host...)
+			s.stamp = append(s.stamp, ' ')
+		}
 	}
 	return s.stamp
 }
+
+// facilityMail is LOG_MAIL of syslog(3).
+const facilityMail = 2 << 3
 
 // priority is the digit of syslog(3) for a level.
 func priority(l slog.Level) byte {

@@ -23,8 +23,8 @@ import (
 )
 
 func (a *app) serveCmd() *cobra.Command {
-	var debug bool
-	var program string
+	var debug, back bool
+	var program, syslog string
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "run the daemon",
@@ -32,11 +32,19 @@ func (a *app) serveCmd() *cobra.Command {
 control and submission sockets. SIGHUP reads the configuration again, as mochila reload does.
 
 The log goes to standard error, in the grammar of Postfix's: "Nov 23 10:00:00 host mochila/smtp[PID]: QUEUEID: …".
-Under systemd it has priorities instead of times. Readiness, reloads and the watchdog are notified (Type=notify or
+Under systemd it has priorities instead of times. --syslog sends it to the syslog daemon, as facility mail. Readiness, reloads and the watchdog are notified (Type=notify or
 notify-reload), and sockets of a .socket unit are used for the addresses of [smtp] and [link] listen: they stay open
-while the daemon restarts, so that no client is refused.`,
-		Args: takes(),
+while the daemon restarts, so that no client is refused.
+
+Where no service manager starts it, --background does: the command ends when the daemon serves, or with its exit status when
+it cannot. Its log goes to syslog. sendmail -bd is this command.`,
+		Example: "  mochila serve\n  mochila serve --background",
+		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			child := a.getenv(detached) != ""
+			if back && !child {
+				return a.background(c.Context())
+			}
 			h, err := a.find()
 			if err != nil {
 				return err
@@ -53,7 +61,19 @@ while the daemon restarts, so that no client is refused.`,
 			if a.getenv("GOGC") == "" {
 				collectSeldom()
 			}
-			log := newMailLog(a.env.Stderr, o)
+			var dest io.Writer = a.env.Stderr
+			if back && syslog == "" {
+				syslog = defaultSyslog
+			}
+			if syslog != "" {
+				w := &syslogWriter{path: syslog}
+				if err := w.dial(); err != nil {
+					a.note("warning: nothing is logged until there is a syslog daemon: %v", err)
+				}
+				defer w.Close()
+				dest, o.syslog = w, true
+			}
+			log := newMailLog(dest, o)
 			defer log.Close()
 			logger := slog.New(log)
 
@@ -96,6 +116,11 @@ while the daemon restarts, so that no client is refused.`,
 					if err := notify(a.getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 						logger.Warn("cannot tell the service manager that the daemon is ready", "err", err)
 					}
+					if child {
+						if err := letGo(); err != nil {
+							logger.Warn("go into the background", "err", err)
+						}
+					}
 				},
 			})
 			if errors.Is(err, context.Canceled) && ctx.Err() != nil {
@@ -105,6 +130,9 @@ while the daemon restarts, so that no client is refused.`,
 		},
 	}
 	c.Flags().BoolVar(&debug, "debug", false, "log more")
+	c.Flags().BoolVar(&back, "background", false, "go into the background, and log to syslog")
+	c.Flags().StringVar(&syslog, "syslog", "", "log to the syslog daemon at this `socket`, default /dev/log")
+	c.Flags().Lookup("syslog").NoOptDefVal = defaultSyslog
 	c.Flags().StringVar(&program, "log-name", "mochila", "the `name` in front of log lines; postfix for tools that know no other")
 	return c
 }

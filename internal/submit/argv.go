@@ -13,6 +13,7 @@ const (
 	ModeFlush               // -q, runq
 	ModeVerify              // -bv
 	ModeNothing             // -bi, newaliases: there is nothing to do
+	ModeDaemon              // -bd, -bD
 	ModeVersion             // --version
 	ModeHelp                // --help
 )
@@ -34,6 +35,7 @@ type Options struct {
 	Quiet      bool   // -oeq: no message on stderr
 	Proto      string // -oMr, -p: how the mail came, when it did not start here
 	Site       string // -qRsite
+	Foreground bool   // -bD
 	Args       []string
 }
 
@@ -263,7 +265,7 @@ func (o *Options) mode(v string) *Fault {
 	case "i":
 		o.Mode = ModeNothing
 	case "d", "D":
-		return fault(ExUsage, "flag -b"+v+": the daemon is started with \"mochila serve\"")
+		o.Mode, o.Foreground = ModeDaemon, v == "D"
 	default:
 		return fault(ExUsage, "unknown mode "+show("-b"+v))
 	}

@@ -16,7 +16,7 @@ type Env struct {
 
 const usage = `usage: sendmail [-t] [-i] [-f sender] [-F name] [-N never|success,failure,delay] [-R full|hdrs] [-V envid]
                 [-B 8BITMIME] [--home DIR] [--] [recipient ...] < message
-       sendmail -bs | -bS | -bp | -bv address ... | -q[Rsite]
+       sendmail -bs | -bS | -bp | -bv address ... | -q[Rsite] | -bd | -bD
        mailq | newaliases | rmail recipient ... | rsmtp
 `
 
@@ -57,6 +57,8 @@ func run(e *Env, o *Options) error {
 		return writeFD(e.Stdout, []byte(Version+"\n"))
 	case ModeHelp:
 		return writeFD(e.Stdout, []byte(usage))
+	case ModeDaemon:
+		return daemon(o)
 	}
 	node, f := FindNode(o.Home, e.Getenv)
 	if f != nil {
