@@ -75,7 +75,7 @@ func (n *NNCP) Submit(ctx context.Context, p *Packet) error {
 func niceness(class uint8) int64 { return 160 + 7*(int64(min(class, 18))-9) }
 
 // spoolLine is where an NNCP configuration names its spool.
-var spoolLine = regexp.MustCompile(`(?m)^\s*"?spool"?\s*:\s*"?([^\s",]+)`)
+const spoolLine = `(?m)^\s*"?spool"?\s*:\s*"?([^\s",]+)`
 
 // spool is NNCP's spool folder.
 func (n *NNCP) spool() string {
@@ -87,7 +87,7 @@ func (n *NNCP) spool() string {
 		file = "/etc/nncp.hjson"
 	}
 	if b, err := os.ReadFile(file); err == nil {
-		if m := spoolLine.FindSubmatch(b); m != nil {
+		if m := regexp.MustCompile(spoolLine).FindSubmatch(b); m != nil {
 			return string(m[1])
 		}
 	}

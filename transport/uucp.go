@@ -57,7 +57,7 @@ func (u *UUCP) Submit(ctx context.Context, p *Packet) error {
 func grade(class uint8) string { return string(rune('E' + min(class, 18))) }
 
 // uucpSpool is where a UUCP configuration names its spool.
-var uucpSpool = regexp.MustCompile(`(?m)^\s*spool\s+(\S+)`)
+const uucpSpool = `(?m)^\s*spool\s+(\S+)`
 
 func (u *UUCP) spool() string {
 	if u.o.Spool != "" {
@@ -68,7 +68,7 @@ func (u *UUCP) spool() string {
 		file = "/etc/uucp/config"
 	}
 	if b, err := os.ReadFile(file); err == nil {
-		if m := uucpSpool.FindSubmatch(b); m != nil {
+		if m := regexp.MustCompile(uucpSpool).FindSubmatch(b); m != nil {
 			return string(m[1])
 		}
 	}

@@ -255,13 +255,10 @@ func readAll(r io.Reader, max int64) ([]byte, error) {
 	return b, err
 }
 
-// scheme is what a carrier URL starts with.
-var scheme = regexp.MustCompile(`^[a-z][a-z0-9+-]*:`)
-
 // carrier makes an absolute carrier URL of a folder or URL that was typed: the daemon runs elsewhere.
 func (a *app) carrier(s string) (string, error) {
 	dir, isDir := strings.CutPrefix(s, "dir:")
-	if !isDir && scheme.MatchString(s) {
+	if !isDir && regexp.MustCompile(`^[a-z][a-z0-9+-]*:`).MatchString(s) {
 		return s, nil
 	}
 	dir, params, _ := strings.Cut(dir, "?")

@@ -47,7 +47,7 @@ the daemon's socket for these commands, an HTTP/JSON API
 // manPages makes all pages, by file name.
 func manPages(t *testing.T) map[string][]byte {
 	t.Helper()
-	root := (&app{env: &Env{}}).root()
+	root := (&app{env: &Env{}}).root("")
 	pages := map[string][]byte{}
 	date := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	var walk func(c *cobra.Command)
@@ -135,5 +135,45 @@ func TestCommandsAreDescribed(t *testing.T) {
 			walk(sub)
 		}
 	}
-	walk((&app{env: &Env{}}).root())
+	walk((&app{env: &Env{}}).root(""))
+}
+
+// TestCommandsAreMadeByName compares the names that choose a command with those that the commands have, and wants the
+// help of a command that was made alone to be that of the one in the tree.
+func TestCommandsAreMadeByName(t *testing.T) {
+	help := func(root *cobra.Command, name string) string {
+		var b bytes.Buffer
+		root.SetOut(&b)
+		root.SetArgs([]string{name, "--help"})
+		if err := root.Execute(); err != nil {
+			t.Errorf("help of %s: %v", name, err)
+		}
+		return b.String()
+	}
+	a := &app{env: &Env{}}
+	for _, c := range a.commands() {
+		if got := c.make().Name(); got != c.name {
+			t.Errorf("the command %q calls itself %q", c.name, got)
+		}
+		if c.name == "sendmail" || c.name == "uux" {
+			continue // read their flags themselves
+		}
+		alone := a.root(c.name)
+		if n := len(alone.Commands()); n != 1 {
+			t.Errorf("%s: %d commands were made", c.name, n)
+		}
+		if got, want := help(alone, c.name), help(a.root(""), c.name); got != want || got == "" {
+			t.Errorf("help of %s, made alone:\n%s\nin the tree:\n%s", c.name, got, want)
+		}
+	}
+	for _, args := range [][]string{nil, {"help"}, {"help", "run"}, {"--help"}, {"completion", "bash"}, {"__complete", "r"}, {"rum"}, {"-x", "run"}, {"--home"}} {
+		if n := len(a.root(verb(args)).Commands()); n != len(a.commands()) {
+			t.Errorf("%q: %d commands were made, not all", args, n)
+		}
+	}
+	for _, args := range [][]string{{"run"}, {"--home", "init", "run"}, {"--home=x", "--json", "-v", "run", "status"}} {
+		if got := verb(args); got != "run" {
+			t.Errorf("%q: verb %q", args, got)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,7 +30,7 @@ type Env struct {
 // when it returns. It ends early when ctx does.
 func Run(ctx context.Context, env *Env, args []string) int {
 	a := &app{env: env, out: &screen{w: env.Stdout}, now: time.Now()}
-	root := a.root()
+	root := a.root(verb(args))
 	root.SetArgs(args)
 	root.SetIn(env.Stdin)
 	root.SetOut(a.out.w)
@@ -106,8 +107,51 @@ func indent(s string) string {
 	return strings.Join(lines, "\n  ")
 }
 
-// root is the tree of commands.
-func (a *app) root() *cobra.Command {
+// command is a subcommand before it is made.
+type command struct {
+	name, group string
+	make        func() *cobra.Command
+}
+
+// commands are the subcommands in the order of the help text.
+func (a *app) commands() []command {
+	return []command{
+		{"init", "node", a.initCmd}, {"serve", "node", a.serveCmd}, {"status", "node", a.statusCmd}, {"reload", "node", a.reloadCmd},
+		{"version", "node", a.versionCmd},
+		{"card", "pair", a.cardCmd}, {"invite", "pair", a.inviteCmd}, {"join", "pair", a.joinCmd}, {"peer", "pair", a.peerCmd},
+		{"contact", "pair", a.contactCmd}, {"sync", "pair", a.syncCmd}, {"receive", "pair", a.receiveCmd}, {"courier", "pair", a.courierCmd},
+		{"export", "pair", a.exportCmd}, {"import", "pair", a.importCmd},
+		{"sendmail", "mail", a.sendmailCmd}, {"user", "mail", a.userCmd}, {"dkim", "mail", a.dkimCmd}, {"queue", "mail", a.queueCmd},
+		{"mailq", "mail", a.mailqCmd}, {"qshape", "mail", a.qshapeCmd}, {"flush", "mail", a.flushCmd}, {"trace", "mail", a.traceCmd},
+		{"route", "mail", a.routeCmd}, {"uux", "mail", a.uuxCmd},
+		{"run", "jobs", a.runCmd}, {"jobs", "jobs", a.jobsCmd}, {"send", "jobs", a.sendCmd}, {"get", "jobs", a.getCmd},
+		{"ping", "jobs", a.pingCmd}, {"git", "jobs", a.gitCmd},
+		{"check", "care", a.checkCmd}, {"fsck", "care", a.fsckCmd}, {"quarantine", "care", a.quarantineCmd}, {"clock", "care", a.clockCmd},
+		{"restored", "care", a.restoredCmd},
+	}
+}
+
+// verb is the subcommand that args name, behind flags that all have; "" when anything else stands before it.
+func verb(args []string) string {
+	for len(args) > 0 {
+		switch a := args[0]; {
+		case a == "--home" && len(args) > 1:
+			args = args[1:]
+		case a == "--json" || a == "--verbose" || a == "-v" || strings.HasPrefix(a, "--home="):
+		default:
+			return a
+		}
+		args = args[1:]
+	}
+	return ""
+}
+
+// root is the tree of commands: only the named subcommand of it, for making all takes longer than most of them do, or
+// all when there is none of that name.
+func (a *app) root(only string) *cobra.Command {
+	if !slices.ContainsFunc(a.commands(), func(c command) bool { return c.name == only }) {
+		only = ""
+	}
 	root := &cobra.Command{
 		Use:   "mochila",
 		Short: "mail that travels in a locked pouch, hop by hop, over whatever carrier passes",
@@ -138,19 +182,15 @@ Three commands make a node and a neighbour:
 		&cobra.Group{ID: "jobs", Title: "Remote jobs:"},
 		&cobra.Group{ID: "care", Title: "Care:"},
 	)
-	add := func(group string, cs ...*cobra.Command) {
-		for _, c := range cs {
-			c.GroupID = group
-			root.AddCommand(c)
+	for _, e := range a.commands() {
+		if only != "" && e.name != only {
+			continue
 		}
+		c := e.make()
+		c.GroupID = e.group
+		root.AddCommand(c)
 	}
-	add("node", a.initCmd(), a.serveCmd(), a.statusCmd(), a.reloadCmd(), a.versionCmd())
-	add("pair", a.cardCmd(), a.inviteCmd(), a.joinCmd(), a.peerCmd(), a.contactCmd(), a.syncCmd(), a.receiveCmd(), a.courierCmd(), a.exportCmd(), a.importCmd())
-	add("mail", a.sendmailCmd(), a.userCmd(), a.dkimCmd(), a.queueCmd(), a.mailqCmd(), a.qshapeCmd(), a.flushCmd(), a.traceCmd(), a.routeCmd())
-	add("mail", a.uuxCmd())
-	add("jobs", a.runCmd(), a.jobsCmd(), a.sendCmd(), a.getCmd())
-	add("jobs", a.pingCmd(), a.gitCmd())
-	add("care", a.checkCmd(), a.fsckCmd(), a.quarantineCmd(), a.clockCmd(), a.restoredCmd())
+	root.CompletionOptions.DisableDefaultCmd = only != ""
 	root.SetHelpCommandGroupID("node")
 	root.SetCompletionCommandGroupID("node")
 	group(root)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -45,14 +44,21 @@ func (k *checker) all() {
 	k.reach()
 }
 
-// nodeName is a DNS label, because NAME.mochila is a mail domain.
-var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+// isNodeName wants a DNS label, because NAME.mochila is a mail domain.
+func isNodeName(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
+}
 
 const nodeNameRule = "a node name has up to 63 of a-z, 0-9 and inner hyphens"
 
 // CheckName says what is wrong with the name of a node, nil if nothing.
 func CheckName(name string) error {
-	if !nodeName.MatchString(name) {
+	if !isNodeName(name) {
 		return fmt.Errorf("%q is not a node name: %s", name, nodeNameRule)
 	}
 	return nil
@@ -64,7 +70,7 @@ func (k *checker) node() {
 	case c.Name == "":
 		k.bad(k.top(""), "", "name is missing", `write name = "camp" in the first line`)
 		return
-	case !nodeName.MatchString(c.Name):
+	case !isNodeName(c.Name):
 		k.bad(k.top("name"), "", fmt.Sprintf("%q is not a node name", c.Name), nodeNameRule)
 	}
 	k.domain(k.top("domain"), c.Domain)
@@ -197,7 +203,7 @@ func (k *checker) limits() {
 func (k *checker) peers() {
 	ids := map[string]Peer{}
 	for _, p := range k.c.Peers {
-		if !nodeName.MatchString(p.Node) {
+		if !isNodeName(p.Node) {
 			k.bad(p.at, "node", fmt.Sprintf("%q is not a node name", p.Node), nodeNameRule)
 		}
 		if p.Node == k.c.Name {
@@ -381,8 +387,25 @@ func (k *checker) routes() {
 	}
 }
 
-// scheme is the word before the colon of a URL.
-var scheme = regexp.MustCompile(`^([a-z][a-z0-9+-]*):(.+)$`)
+// isURL wants a scheme and something behind it.
+func isURL(s string) bool {
+	_, _, ok := cutScheme(s)
+	return ok
+}
+
+// cutScheme takes the word before the colon off a URL: both must be there.
+func cutScheme(url string) (scheme, rest string, ok bool) {
+	scheme, rest, _ = strings.Cut(url, ":")
+	if scheme == "" || rest == "" || strings.Contains(rest, "\n") {
+		return "", "", false
+	}
+	for i, c := range []byte(scheme) {
+		if letter := c >= 'a' && c <= 'z'; !letter && (i == 0 || (c < '0' || c > '9') && c != '+' && c != '-') {
+			return "", "", false
+		}
+	}
+	return scheme, rest, true
+}
 
 func (k *checker) contacts() {
 	names := map[string]Contact{}
@@ -398,7 +421,7 @@ func (k *checker) contacts() {
 		switch {
 		case t.Carrier == "" && !t.When.OnCall():
 			k.bad(t.at, "", "carrier is missing", `write carrier = "tcp:HOST:2424", or when = "on-call" if only the neighbour calls`)
-		case t.Carrier != "" && !scheme.MatchString(t.Carrier):
+		case t.Carrier != "" && !isURL(t.Carrier):
 			k.bad(t.at, "carrier", fmt.Sprintf("%q is not a carrier", t.Carrier), "such as tcp:host:2424, dir:/media/usb or ssh:user@host")
 		}
 		if every := t.When.Every(); every > 0 && every != t.Every {

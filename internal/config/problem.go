@@ -94,7 +94,8 @@ func fromTOML(file string, err error, target reflect.Type) Problems {
 	return Problems{{File: file, Msg: strings.TrimPrefix(err.Error(), "toml: ")}}
 }
 
-var mismatch = regexp.MustCompile(`^cannot decode TOML ([a-z -]+) into (?:a )?(?:struct field \S+ of type )?(.+)$`)
+// mismatch is compiled when there is something to reword: the start of every command would pay for it.
+const mismatch = `^cannot decode TOML ([a-z -]+) into (?:a )?(?:struct field \S+ of type )?(.+)$`
 
 // goWords tells in an operator's words what a field of a Go type wants.
 var goWords = map[string][2]string{
@@ -108,7 +109,7 @@ var goWords = map[string][2]string{
 
 // typeMismatch rewords the decoder's message about Go types.
 func typeMismatch(msg string) (string, string) {
-	if m := mismatch.FindStringSubmatch(msg); m != nil {
+	if m := regexp.MustCompile(mismatch).FindStringSubmatch(msg); m != nil {
 		if w, ok := goWords[m[2]]; ok {
 			return fmt.Sprintf("wants %s, not a %s", w[0], m[1]), w[1]
 		}

@@ -22,14 +22,13 @@ var viaSchemes = []struct{ name, form string }{
 
 // checkVia looks at the form of a deliver URL. host is HOST:PORT where mail goes by TCP.
 func checkVia(via string) (host, hint string, ok bool) {
-	m := scheme.FindStringSubmatch(via)
+	scheme, rest, _ := cutScheme(via)
 	var names []string
 	for _, s := range viaSchemes {
-		if names = append(names, s.name); m == nil || m[1] != s.name {
+		if names = append(names, s.name); scheme != s.name {
 			continue
 		}
 		hint = "such as " + s.form
-		rest := m[2]
 		if strings.HasPrefix(rest, "//") && s.name != "maildir" && s.name != "pipe" && s.name != "sendmail" {
 			return "", fmt.Sprintf("write %s:%s, without the slashes", s.name, strings.TrimRight(rest[2:], "/")), false
 		}
@@ -57,9 +56,9 @@ func checkVia(via string) (host, hint string, ok bool) {
 		}
 		return rest, "", true
 	}
-	if m != nil {
-		if s := nearest(m[1], names); s != "" {
-			return "", fmt.Sprintf("did you mean %q?", s+":"+m[2]), false
+	if scheme != "" {
+		if s := nearest(scheme, names); s != "" {
+			return "", fmt.Sprintf("did you mean %q?", s+":"+rest), false
 		}
 	}
 	return "", "it begins with one of " + strings.Join(names, ": ") + ":", false

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"mochila/internal/config"
 	"mochila/internal/durable"
@@ -36,13 +37,10 @@ type ClientOptions struct {
 func Dial(ctx context.Context, home config.Home, o ClientOptions) (*Client, error) {
 	path := home.ControlSocket()
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	dial := func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
+	conn, err := dial(ctx)
 	if err == nil {
-		conn.Close()
-		tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", path)
-		}}
-		return &Client{http: &http.Client{Transport: tr}, stop: tr.CloseIdleConnections}, nil
+		return overSocket(conn, dial), nil
 	}
 	if errors.Is(err, os.ErrPermission) {
 		return nil, &Error{Message: fmt.Sprintf("control socket %s: permission denied", path), Hint: "be root, or a member of its group", Exit: ExitDenied}
@@ -65,6 +63,38 @@ func Dial(ctx context.Context, home config.Home, o ClientOptions) (*Client, erro
 		n.log.Warn("maildrop", "err", err)
 	}
 	return inMemory(n), nil
+}
+
+// quiet is how long a new connection is good for when nothing has been said on it: servers end such ones.
+const quiet = 5 * time.Second
+
+// overSocket talks on conn, which was just made, and on what dial gives when one more is needed.
+func overSocket(conn net.Conn, dial func(context.Context) (net.Conn, error)) *Client {
+	first := make(chan net.Conn, 1)
+	first <- conn
+	unused := time.AfterFunc(quiet, func() { drop(first) })
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		select {
+		case conn := <-first:
+			return conn, nil
+		default:
+			return dial(ctx)
+		}
+	}}
+	return &Client{http: &http.Client{Transport: tr}, stop: func() {
+		unused.Stop()
+		drop(first)
+		tr.CloseIdleConnections()
+	}}
+}
+
+// drop closes a connection that nobody has taken.
+func drop(c <-chan net.Conn) {
+	select {
+	case conn := <-c:
+		conn.Close()
+	default:
+	}
 }
 
 // inMemory serves a node's handlers on connections that never leave the process.

@@ -156,7 +156,7 @@ func DialJobs(ctx context.Context, home config.Home, o ClientOptions) (*Client, 
 		return c, err
 	}
 	path := home.SubmitSocket()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err != nil {
 			return nil, err
@@ -167,11 +167,9 @@ func DialJobs(ctx context.Context, home config.Home, o ClientOptions) (*Client, 
 		}
 		return conn, nil
 	}
-	conn, derr := dial(ctx, "", "")
+	conn, derr := dial(ctx)
 	if derr != nil {
 		return nil, err
 	}
-	conn.Close()
-	tr := &http.Transport{DialContext: dial}
-	return &Client{http: &http.Client{Transport: tr}, stop: tr.CloseIdleConnections}, nil
+	return overSocket(conn, dial), nil
 }

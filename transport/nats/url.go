@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -24,14 +23,17 @@ const form = "nats:hub1.example,hub2.example/mochila"
 // Scheme is the carrier nats.
 var Scheme = transport.Scheme{Name: "nats", Form: form, Parse: parse}
 
-var streamName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+// notInStream reports the characters that a stream has not.
+func notInStream(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-'
+}
 
 func parse(rest string, opts url.Values) (transport.Carrier, error) {
 	hosts, stream, _ := strings.Cut(rest, "/")
 	if stream == "" {
 		stream = "mochila"
 	}
-	if hosts == "" || strings.ContainsAny(hosts, "@ /\\") || !streamName.MatchString(stream) {
+	if hosts == "" || strings.ContainsAny(hosts, "@ /\\") || strings.ContainsFunc(stream, notInStream) {
 		return transport.Carrier{}, transport.WithHint(fmt.Errorf("%q is not HOST[:PORT][,HOST…]/STREAM", rest), "as in %s; user and password stand in a file, secret=/FILE", form)
 	}
 	f := &Folder{stream: stream, hosts: hosts, replicas: 1}
