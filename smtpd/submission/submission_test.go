@@ -338,9 +338,7 @@ func TestIdleClientIsCutOff(t *testing.T) {
 	b := letter(8000, "a@b")
 	for _, n := range []int{0, 3, 15, len(b) - 1} {
 		c := dial(t, path)
-		if _, err := c.Write(b[:n]); err != nil {
-			t.Fatal(err)
-		}
+		c.Write(b[:n]) // fails when the server was quicker, which says why all the same
 		if a, err := readReply(c); err != nil || a.code != submit.Busy {
 			t.Errorf("after %d bytes: %+v, %v", n, a, err)
 		}
