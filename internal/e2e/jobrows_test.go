@@ -346,12 +346,14 @@ func TestFilespoolerFaults(t *testing.T) {
 			id := w.run("fork", "hang", "")
 			other := w.run("beside", "note", "")
 			w.trip()
-			if it := w.job(w.camp, id); it.State != "timeout" || !strings.Contains(it.Why, "killed after 1s") {
+			if it := w.job(w.camp, id); it.State != "timeout" || !strings.Contains(it.Why, "killed after 3s") {
 				t.Errorf("%+v", it)
 			}
-			if pids := w.did("fork"); len(pids) != 1 || !gone(pids[0]) {
-				t.Errorf("the grandchild %q lives on", pids)
+			pids := w.did("fork")
+			if len(pids) != 1 {
+				t.Fatalf("the program started %q", pids)
 			}
+			peertest.Await(t, "the grandchild to end, which has been told to", func() bool { return gone(pids[0]) })
 			if it := w.job(w.camp, other); it.State != "done" {
 				t.Errorf("another channel: %+v", it)
 			}

@@ -75,7 +75,7 @@ allow = ["camp:*"]
 name = "hang"
 command = ["/bin/sh", "-c", "sleep 1000 & echo $! >OUT/$MOCHILA_CHANNEL.log; wait"]
 allow = ["camp:*"]
-timeout = "1s"
+timeout = "3s"
 retry = 0
 
 [[handler]]

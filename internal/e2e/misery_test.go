@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"mochila/internal/peertest"
 )
 
 // withJob lists the processes whose environment names a job.
@@ -104,9 +106,8 @@ func TestHandlerMisery(t *testing.T) {
 			if it := w.job(w.camp, beside[x.handler]); it.State != "done" {
 				t.Errorf("the other channel: %+v", it)
 			}
-			if pids := withJob(t, ids[x.handler]); len(pids) != 0 {
-				t.Errorf("%d processes of it are left", len(pids))
-			}
+			// They have been killed; the kernel takes each away when it next looks at it.
+			peertest.Await(t, "the last of its processes to end", func() bool { return len(withJob(t, ids[x.handler])) == 0 })
 			if x.check != nil {
 				x.check(t, ids[x.handler])
 			}
