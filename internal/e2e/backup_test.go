@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -302,29 +303,22 @@ func (n *node) killInJobAfter(later time.Duration, job, sign string, start func(
 	<-done
 }
 
-// killAll kills every process of this node, and of a job that it runs.
+// killAll kills every process of this node, and of a job that it runs, and waits until they have ended.
 func (n *node) killAll(job string) {
-	killed := 0
-	defer func() { n.t.Logf("%d processes of %s were killed in job %s", killed, n.name, job) }()
 	n.t.Helper()
-	for range 2 { // the second time what was started meanwhile
-		list, err := filepath.Glob("/proc/[0-9]*")
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		for _, p := range list {
-			env, _ := os.ReadFile(filepath.Join(p, "environ"))
-			args, _ := os.ReadFile(filepath.Join(p, "cmdline"))
-			ours := strings.HasPrefix(string(args), program("mochila")+"\x00--home\x00"+n.dir+"\x00")
-			if ours || job != "" && strings.Contains("\x00"+string(env), "\x00MOCHILA_JOB_ID="+job+"\x00") {
-				var pid int
-				fmt.Sscanf(filepath.Base(p), "%d", &pid)
-				if proc, err := os.FindProcess(pid); err == nil && pid != os.Getpid() {
-					if proc.Kill() == nil {
-						killed++
-					}
+	killed := map[int]bool{}
+	peertest.Await(n.t, "the processes of "+n.name+" to end", func() bool {
+		left := 0
+		for _, p := range processes(n.t) {
+			ours := strings.HasPrefix(p.args, program("mochila")+"\x00--home\x00"+n.dir+"\x00")
+			if (ours || job != "" && slices.Contains(p.env, "MOCHILA_JOB_ID="+job)) && p.pid != os.Getpid() {
+				left++
+				if syscall.Kill(p.pid, syscall.SIGKILL) == nil {
+					killed[p.pid] = true
 				}
 			}
 		}
-	}
+		return left == 0
+	}, n.log.String)
+	n.t.Logf("%d processes of %s were killed in job %s", len(killed), n.name, job)
 }

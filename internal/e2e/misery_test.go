@@ -1,30 +1,60 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"mochila/internal/peertest"
 )
 
-// withJob lists the processes whose environment names a job.
+// withJob lists the living processes whose environment names a job.
 func withJob(t *testing.T, id string) (pids []string) {
+	t.Helper()
+	for _, p := range processes(t) {
+		if slices.Contains(p.env, "MOCHILA_JOB_ID="+id) {
+			pids = append(pids, strconv.Itoa(p.pid))
+		}
+	}
+	return pids
+}
+
+// process is a living one of this machine.
+type process struct {
+	pid  int
+	args string   // each followed by a zero byte
+	env  []string // that it was started with
+}
+
+// processes lists those that can be looked at. One that is in the middle of an exec has neither arguments nor environment
+// for a moment: that is waited for.
+func processes(t testing.TB) (list []process) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range dirs {
-		b, err := os.ReadFile(filepath.Join(d, "environ"))
-		if err == nil && bytes.Contains(b, []byte("MOCHILA_JOB_ID="+id)) && !gone(filepath.Base(d)) {
-			pids = append(pids, filepath.Base(d))
+		for round := range 1000 {
+			args, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+			env, _ := os.ReadFile(filepath.Join(d, "environ"))
+			if _, err := os.Readlink(filepath.Join(d, "exe")); err != nil || gone(filepath.Base(d)) {
+				break // of the kernel, or dead
+			}
+			if len(args) > 0 && (len(env) > 0 || round >= 3) { // the environment comes last; there may be none
+				pid, _ := strconv.Atoi(filepath.Base(d))
+				list = append(list, process{pid, string(args), strings.Split(string(env), "\x00")})
+				break
+			}
+			time.Sleep(time.Millisecond)
 		}
 	}
-	return pids
+	return list
 }
 
 // TestHandlerMisery: whatever a program does, its job ends as its handler's configuration says, everybody can see it, and the

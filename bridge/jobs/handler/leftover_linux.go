@@ -140,8 +140,29 @@ func marked(pid int, mark string) bool {
 	if mark == "" || pid == os.Getpid() {
 		return false
 	}
-	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	env, err := environ(pid)
 	return err == nil && bytes.Contains(append([]byte{0}, env...), []byte("\x00"+mark+"\x00"))
+}
+
+// environ is the environment that a process was started with. In the middle of an exec there is none for a moment, nor
+// arguments, and a process must not pass for another's in that moment: environ waits until it is over.
+func environ(pid int) ([]byte, error) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	for round := 0; ; round++ {
+		env, err := os.ReadFile(dir + "/environ")
+		if err != nil || len(env) > 0 {
+			return env, err
+		}
+		if _, err := os.Readlink(dir + "/exe"); err != nil {
+			return nil, nil // one of the kernel's own, or dead
+		}
+		// The arguments come an instant before the environment. Who has them and no environment was given none.
+		args, err := os.ReadFile(dir + "/cmdline")
+		if err != nil || len(args) > 0 && round >= 3 || round >= 1000 {
+			return nil, err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // processes reads the whole process table.

@@ -171,3 +171,19 @@ func FuzzParseStat(f *testing.F) {
 		}
 	})
 }
+
+// TestFoundInExec: a process that is becoming another program has no environment for a moment, and is found all the same.
+func TestFoundInExec(t *testing.T) {
+	mark := marker(t)
+	pid, _ := orphan(t, `[ -z "$READY" ] || echo ready >$READY; READY= exec "$0"`, mark)
+	for end, round := time.Now().Add(3*time.Second), 0; round < 200 && time.Now().Before(end); round++ {
+		if left, err := Leftover(0, 0, mark); err != nil || !slices.Contains(left, pid) {
+			t.Errorf("left are %v, %v", left, err)
+			break
+		}
+	}
+	if n, err := KillGroup(t.Context(), 0, 0, mark, 0); n < 1 || err != nil {
+		t.Errorf("killed %d, %v", n, err)
+	}
+	gone(t, mark)
+}
