@@ -26,6 +26,7 @@ var below = map[string][]string{
 	"internal/config":       {"internal/envelope", "internal/durable"},
 	"internal/account":      {"internal/durable"}, // password hashes: no key of the node
 	"internal/dkim":         {},                   // keys of mail policy, which sign for a domain; it knows no node and no session
+	"internal/passwd":       {},                   // users of this machine
 	"internal/submit":       {},
 	"internal/submit/frame": {"internal/envelope", "internal/submit"},
 	"spool":                 {"internal/envelope", "internal/durable"},
@@ -44,7 +45,7 @@ var below = map[string][]string{
 	"transport/export":      {"internal/envelope", "internal/durable", "transport"},
 	"smtpd":                 {"internal/envelope"},
 	"smtpd/milter":          {"internal/envelope", "smtpd"},
-	"smtpd/submission":      {"internal/envelope", "internal/submit/...", "smtpd"},
+	"smtpd/submission":      {"internal/envelope", "internal/passwd", "internal/submit/...", "smtpd"},
 
 	"bridge/route":   {"internal/envelope"},
 	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
@@ -52,7 +53,7 @@ var below = map[string][]string{
 	"bridge/letter":  {},
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
-	"bridge/jobs/handler": {},                   // runs a program: it knows no queue, no node, no spool
+	"bridge/jobs/handler": {"internal/passwd"},  // runs a program: it knows no queue, no node, no spool
 	"bridge/jobs/tree":    {},                   // files and folders as a stream
 	"bridge/jobs/repo":    {"internal/durable"}, // bundles of git
 	"bridge/jobs/builtin": {"bridge/jobs/tree", "bridge/jobs/repo", "internal/durable"},

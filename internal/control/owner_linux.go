@@ -3,12 +3,12 @@ package control
 import (
 	"fmt"
 	"os"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
 
 	"mochila/internal/config"
+	"mochila/internal/passwd"
 )
 
 // DaemonUser is whom the machine's node belongs to, where such a user exists.
@@ -24,12 +24,12 @@ func becomeOwner(home config.Home) error {
 	if err := syscall.Stat(home.IdentityDir, &st); err != nil || st.Uid == 0 {
 		return nil // none yet, or root's
 	}
-	u, err := user.LookupId(strconv.Itoa(int(st.Uid)))
+	u, err := passwd.LookupID(strconv.Itoa(int(st.Uid)))
 	if err != nil {
 		return fmt.Errorf("become the user of the node at %q: %w", home.IdentityDir, err)
 	}
 	groups := []int{int(st.Gid)}
-	if ids, err := u.GroupIds(); err == nil {
+	if ids, err := passwd.GroupIDs(u); err == nil {
 		groups = groups[:0]
 		for _, id := range ids {
 			if n, err := strconv.Atoi(id); err == nil {
@@ -59,7 +59,7 @@ func giveToDaemon(home config.Home) error {
 	if !home.System || os.Geteuid() != 0 {
 		return nil
 	}
-	u, err := user.Lookup(DaemonUser)
+	u, err := passwd.Lookup(DaemonUser)
 	if err != nil {
 		return nil
 	}

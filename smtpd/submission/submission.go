@@ -12,13 +12,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
 	"mochila/internal/envelope"
+	"mochila/internal/passwd"
 	"mochila/internal/submit"
 	"mochila/internal/submit/frame"
 	"mochila/smtpd"
@@ -95,7 +95,7 @@ func New(desk Desk, o Options) *Server {
 // LoginName asks the system for the name of a uid; it is "uid1000" when there is none.
 func LoginName(uid int64) string {
 	id := strconv.FormatInt(uid, 10)
-	if u, err := user.LookupId(id); err == nil && u.Username != "" {
+	if u, err := passwd.LookupID(id); err == nil && u.Username != "" {
 		return u.Username
 	}
 	return "uid" + id

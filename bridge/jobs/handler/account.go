@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+
+	"mochila/internal/passwd"
 )
 
 // Account is a user of this machine.
@@ -22,10 +24,10 @@ func LookupAccount(name string) (*Account, error) {
 	if name == "" {
 		name = strconv.Itoa(os.Geteuid())
 	}
-	u, err := user.Lookup(name)
+	u, err := passwd.Lookup(name)
 	if err != nil {
 		if _, nerr := strconv.ParseUint(name, 10, 32); nerr == nil {
-			u, err = user.LookupId(name)
+			u, err = passwd.LookupID(name)
 		}
 	}
 	var unknown user.UnknownUserError
@@ -42,7 +44,7 @@ func LookupAccount(name string) (*Account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user %q: %w", name, err)
 	}
-	ids, err := u.GroupIds()
+	ids, err := passwd.GroupIDs(u)
 	if err != nil {
 		return nil, fmt.Errorf("groups of user %q: %w", name, err)
 	}
