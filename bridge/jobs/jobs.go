@@ -49,6 +49,7 @@ type Handler struct {
 	OnFailure   string   // "stop" (default) the channel, "dead" letter, "skip"
 	Unordered   bool     // its jobs wait for none before them
 	Concurrency int      // jobs at once over all channels; 0 means 1
+	Light       bool     // starts no program, and takes no place among those that run at once
 	// Check says why a job may not bring these arguments and variables; nil: it may bring any.
 	Check func(args []string, env [][2]string) error
 }

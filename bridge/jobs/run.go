@@ -393,7 +393,9 @@ func (j *Jobs) release(r *run) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.inUse[r.handler.Name]--
-	j.total--
+	if !r.handler.Light {
+		j.total--
+	}
 	if r.free {
 		delete(j.flying, string(r.key))
 	}
@@ -406,11 +408,13 @@ func (j *Jobs) release(r *run) {
 func (j *Jobs) reserve(r *run, h *Handler, limit int) <-chan struct{} {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.inUse[h.Name] >= max(h.Concurrency, 1) || j.total >= limit {
+	if j.inUse[h.Name] >= max(h.Concurrency, 1) || !h.Light && j.total >= limit {
 		return j.slots
 	}
 	j.inUse[h.Name]++
-	j.total++
+	if !h.Light {
+		j.total++
+	}
 	r.handler = h
 	if r.free {
 		j.flying[string(r.key)] = true

@@ -125,7 +125,7 @@ func (a *app) commands() []command {
 		{"mailq", "mail", a.mailqCmd}, {"qshape", "mail", a.qshapeCmd}, {"flush", "mail", a.flushCmd}, {"trace", "mail", a.traceCmd},
 		{"route", "mail", a.routeCmd}, {"uux", "mail", a.uuxCmd},
 		{"run", "jobs", a.runCmd}, {"jobs", "jobs", a.jobsCmd}, {"send", "jobs", a.sendCmd}, {"get", "jobs", a.getCmd},
-		{"ping", "jobs", a.pingCmd}, {"git", "jobs", a.gitCmd},
+		{"ping", "jobs", a.pingCmd}, {"pipe", "jobs", a.pipeCmd}, {"git", "jobs", a.gitCmd},
 		{"check", "care", a.checkCmd}, {"fsck", "care", a.fsckCmd}, {"quarantine", "care", a.quarantineCmd}, {"clock", "care", a.clockCmd},
 		{"restored", "care", a.restoredCmd},
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -155,6 +156,24 @@ func (c *Client) Raw(ctx context.Context, path string, w io.Writer) error {
 	defer r.Body.Close()
 	_, err = io.Copy(w, r.Body)
 	return err
+}
+
+// Pipe holds this node's end of a pipe open, and copies what comes to w until it ends (PipeEnd) or the other side is gone
+// (PipeGone). ready is called when pieces are taken.
+func (c *Client) Pipe(ctx context.Context, id, node string, w io.Writer, ready func()) (how string, err error) {
+	r, err := c.send(ctx, http.MethodGet, "/v1/pipe/"+url.PathEscape(id)+"?node="+url.QueryEscape(node), nil)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	ready()
+	if _, err := io.Copy(w, r.Body); err != nil {
+		return "", err
+	}
+	if how = r.Trailer.Get(PipeTrailer); how == "" {
+		return "", &Error{Message: "the daemon let go of the pipe", Hint: "mochila status; the daemon's log", Exit: ExitUnavailable}
+	}
+	return how, nil
 }
 
 // Export copies the stream of an export to w, which done then makes durable. When either fails, or the export does, the stream is

@@ -135,6 +135,7 @@ func (n *Node) Handler() http.Handler {
 	post("/v1/receive/mail", func(r *http.Request) (any, error) {
 		return n.receiveMail(r.Context(), r.URL.Query().Get("sender"), r.Body)
 	})
+	mux.HandleFunc("GET /v1/pipe/{id}", n.servePipe)
 	mux.HandleFunc("POST /v1/sync", n.serveSync)
 	mux.HandleFunc("POST /v1/export", n.serveExport)
 	post("/v1/export/undo", func(r *http.Request) (any, error) {

@@ -45,6 +45,7 @@ type Node struct {
 	accounts *account.Book // who may log in at the SMTP port
 	letters  *letter.Box
 	imports  *export.Importer
+	pipes    *pipes // streams that programs here hold open with other nodes
 	started  time.Time
 	daemon   bool
 	listens  []string
@@ -135,9 +136,10 @@ func (n *Node) open(o NodeOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	n.pipes = newPipes()
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events},
+		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events, pipes: n.pipes},
 		Stream: n.stream(), Schemes: all.Schemes(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			if via == viaPackets {

@@ -33,7 +33,7 @@ type Pong struct {
 
 // pingHandler is the handler as the engine sees it.
 func pingHandler() *jobs.Handler {
-	return &jobs.Handler{Name: pingName, Allow: []string{"*:" + pingName}, Idempotent: true, Tries: 1, OnFailure: "skip", Unordered: true, Concurrency: 4,
+	return &jobs.Handler{Name: pingName, Allow: []string{"*:" + pingName}, Idempotent: true, Tries: 1, OnFailure: "skip", Unordered: true, Concurrency: 4, Light: true,
 		Check: func(args []string, env [][2]string) error {
 			if len(args)+len(env) > 0 {
 				return errors.New("ping takes no arguments")

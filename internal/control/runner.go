@@ -28,6 +28,9 @@ func jobsPolicy(c *config.Config) jobs.Policy {
 	if c.Jobs.Answers() && !slices.ContainsFunc(c.Handlers, func(h config.Handler) bool { return h.Name == pingName }) {
 		p.Handlers = append(p.Handlers, pingHandler())
 	}
+	if !slices.ContainsFunc(c.Handlers, func(h config.Handler) bool { return h.Name == pipeName }) {
+		p.Handlers = append(p.Handlers, pipeHandler())
+	}
 	for i := range c.Handlers {
 		h := &c.Handlers[i]
 		x := &jobs.Handler{Name: h.Name, Allow: h.Allow, Idempotent: h.Idempotent, Tries: *h.Retry + 1, OnFailure: h.OnFailure,
@@ -102,6 +105,7 @@ type runner struct {
 	dir    string
 	now    func() time.Time
 	events func(envelope.ID) ([]TraceEvent, error) // what is known of an envelope
+	pipes  *pipes
 }
 
 // killGrace is how long what a crash left running has to end by itself.
@@ -128,6 +132,9 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	}
 	if h == nil && s.Handler == pingName {
 		return r.pong(s)
+	}
+	if h == nil && s.Handler == pipeName {
+		return r.piece(ctx, s)
 	}
 	if h == nil {
 		return no(false, "there is no handler %q", s.Handler)

@@ -90,8 +90,21 @@ func (u *UUCP) configure(name, far, sys string, commands map[string]string) {
 	}
 }
 
+// Port replaces the port file of a site: how it reaches the other one. Its port is called wire.
+func (u *UUCP) Port(name, text string) {
+	u.t.Helper()
+	if err := os.WriteFile(u.path(name, "port"), []byte(text), 0o644); err != nil {
+		u.t.Fatal(err)
+	}
+}
+
 // own gives everything to the user uucp.
 func (u *UUCP) own() {
+	for _, name := range u.names { // UUCP writes only where everybody may
+		if err := os.Chmod(u.path(name, "pub"), 0o777); err != nil {
+			u.t.Fatal(err)
+		}
+	}
 	err := filepath.WalkDir(u.Dir, func(path string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
