@@ -50,6 +50,7 @@ type desk struct {
 	closed    bool
 	envelopes int
 	fresh     bool             // mail came since the last look
+	pauseEnds time.Time        // of a pause for what came that was broken off; zero: of none
 	told      map[[8]byte]bool // sessions whose receipt was repeated in this contact
 }
 
@@ -222,11 +223,7 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 		}
 		if d.live && d.fresh {
 			// what just came is being delivered: its reports go back in the same contact
-			d.fresh = false
-			d.mu.Unlock()
-			d.b.out.settle(ctx, reportPause)
-			d.b.jobs.Settle(ctx, reportPause)
-			d.mu.Lock()
+			d.settle(ctx)
 			continue
 		}
 		p, wait, err := d.receipts()
@@ -237,11 +234,42 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 		d.mu.Unlock()
 		select {
 		case <-time.After(wait):
+		case <-d.more: // something may be due, and takes them along
 		case <-ctx.Done():
 		}
 		d.mu.Lock()
 	}
 	return nil, ctx.Err()
+}
+
+// settle waits until what just came is delivered, for reportPause at most, or until something is due, which does not wait for
+// a long delivery: the rest of the pause is for the time when nothing is. The mutex is held, but for the wait.
+func (d *desk) settle(ctx context.Context) {
+	until := d.pauseEnds
+	if until.IsZero() {
+		until = time.Now().Add(reportPause)
+	}
+	d.fresh = false
+	d.mu.Unlock()
+	waiting, cancel := context.WithDeadline(ctx, until)
+	kicked := make(chan bool)
+	go func() {
+		select {
+		case <-d.more:
+			cancel()
+			kicked <- true
+		case <-waiting.Done():
+			kicked <- false
+		}
+	}()
+	d.b.out.settle(waiting, reportPause)
+	d.b.jobs.Settle(waiting, reportPause)
+	cancel()
+	again := <-kicked && time.Now().Before(until)
+	d.mu.Lock()
+	if d.pauseEnds = (time.Time{}); again {
+		d.fresh, d.pauseEnds = true, until
+	}
 }
 
 // pack leases what is due for one node, makes packets of it and puts them into ready. It reports false when nothing
