@@ -243,6 +243,7 @@ func (b *Bridge) deliverOne(ctx context.Context, to deliver.Transport, l spool.L
 	msg := &deliver.Message{
 		Env: l.Item.Env, Rcpts: rcpts, Header: b.exitHeader(l.Item),
 		Open: func() (io.ReadCloser, error) { return b.spool.OpenBody(ref.ID) },
+		Left: func() time.Duration { return b.byLeft(l.Item) },
 	}
 	res := to.Deliver(ctx, msg)
 	if ctx.Err() != nil && allPending(res) {

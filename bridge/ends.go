@@ -222,6 +222,18 @@ func (b *Bridge) expiredNow(item *spool.Item) (envelope.Status, bool) {
 	return envelope.Status{Code: 554, Enhanced: "5.4.7", Text: "delivery time expired"}, true
 }
 
+// byLeft is what is left of the time that DELIVERBY gave a mail: by the running time of the nodes that had it, and by the
+// clock, where that can be trusted; the shorter counts. It may be negative.
+func (b *Bridge) byLeft(item *spool.Item) time.Duration {
+	env, now := item.Env, b.now()
+	by := env.Mail.By.Deadline
+	left := by.Sub(env.Created) - env.Age - max(now.Sub(item.Entered), 0)
+	if !b.clock.suspect() {
+		left = min(left, by.Sub(now))
+	}
+	return left
+}
+
 // expire ends what is left of an item whose time has come. Legs whose bytes were never exposed fail at once; legs that
 // may have arrived wait for the return grace, so that nothing is called lost that was delivered.
 func (b *Bridge) expire(id envelope.ID) error {

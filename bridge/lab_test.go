@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -284,6 +285,7 @@ type sink struct {
 	got    []delivery
 	refuse map[string]envelope.Status // by recipient: 5yz fails, 4yz is tried again
 	dsn    bool                       // it takes over the duty to notify
+	action envelope.Action            // of what it takes; 0: delivered
 }
 
 type delivery struct {
@@ -325,7 +327,7 @@ func (s *sink) Deliver(_ context.Context, m *deliver.Message) []deliver.Result {
 			continue
 		}
 		s.got = append(s.got, delivery{from: m.Env.Mail.Sender, to: to, content: string(content), id: m.Env.ID})
-		out = append(out, deliver.Result{Rcpt: i, Action: envelope.ActionDelivered, MTA: "sink", DSN: s.dsn, Status: envelope.Status{Code: 250, Enhanced: "2.0.0", Text: "taken"}})
+		out = append(out, deliver.Result{Rcpt: i, Action: cmp.Or(s.action, envelope.ActionDelivered), MTA: "sink", DSN: s.dsn, Status: envelope.Status{Code: 250, Enhanced: "2.0.0", Text: "taken"}})
 	}
 	return out
 }

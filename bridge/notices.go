@@ -21,7 +21,7 @@ func (b *Bridge) notices(item *spool.Item, fresh []int, dsnTaken map[int]bool) (
 			grave = append(grave, i)
 			continue
 		}
-		if o.Action != envelope.ActionFailed && dsnTaken[i] {
+		if o.Action != envelope.ActionFailed && o.Action != envelope.ActionRelayed && dsnTaken[i] {
 			continue // the next system took over the duty to tell (RFC 3461 section 5.2.2)
 		}
 		if bounce.Wanted(item.Env, i, o.Action) {
@@ -72,7 +72,7 @@ func (b *Bridge) notice(item *spool.Item, tell []envelope.Outcome, until time.Ti
 		Original: item.Env, Outcomes: tell, Until: until, Now: now,
 		Content: func() (io.ReadCloser, error) { return b.spool.OpenBody(item.Env.ID) },
 		Header:  item.Header,
-		Explain: b.explain(item),
+		Explain: b.explain(item, slices.ContainsFunc(tell, func(o envelope.Outcome) bool { return !o.Action.Final() })),
 	})
 	a, err := b.ownNotice(id, mail, content, item.Env.ID, now)
 	if err != nil {
@@ -133,8 +133,8 @@ func (b *Bridge) bounceDest(addr string, size int64) spool.Dest {
 	return spool.DeadDest
 }
 
-// explain says in plain lines where a mail was last seen.
-func (b *Bridge) explain(item *spool.Item) []string {
+// explain says in plain lines where a mail was last seen, and when it goes on.
+func (b *Bridge) explain(item *spool.Item, on bool) []string {
 	var out []string
 	p := b.Policy()
 	for i := range item.Legs {
@@ -151,7 +151,7 @@ func (b *Bridge) explain(item *spool.Item) []string {
 		} else {
 			line += "; last heard of " + heard.UTC().Format("2006-01-02 15:04 UTC") + "."
 		}
-		if next := b.nextContact(n); next != "" && item.Legs[i].State != spool.Done {
+		if next := b.nextContact(n); on && next != "" && item.Legs[i].State != spool.Done {
 			line += " " + next
 		}
 		out = append(out, line)

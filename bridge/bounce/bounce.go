@@ -56,7 +56,10 @@ func Wanted(env *envelope.Envelope, rcpt int, action envelope.Action) bool {
 		return n&envelope.NotifyFailure != 0
 	case envelope.ActionDelayed:
 		return n&envelope.NotifyDelay != 0
-	case envelope.ActionDelivered, envelope.ActionRelayed, envelope.ActionExpanded:
+	case envelope.ActionRelayed:
+		// A mail system that does not know the deadline has it now, or a trace was asked for (RFC 2852).
+		return n&envelope.NotifySuccess != 0 || m.By != nil && (m.By.Trace || !m.By.Return)
+	case envelope.ActionDelivered, envelope.ActionExpanded:
 		return n&envelope.NotifySuccess != 0
 	}
 	return false

@@ -22,7 +22,7 @@ func (d *draft) notification(b *bytes.Buffer) {
 		who += " (mochila node " + d.n.Node + ")"
 	}
 	fmt.Fprintf(&t, "This is the mail system at %s.\n\n", clean(who))
-	t.WriteString(opening(d.kind, d.whole, d.mute()))
+	t.WriteString(opening(d.kind, d.whole, d.mute(), d.mail.By != nil))
 	if d.kind == envelope.ActionDelayed && !d.n.Until.IsZero() {
 		fmt.Fprintf(&t, "It will be tried until %s.\n", d.n.Until.Format("Mon, 2 Jan 2006 15:04 MST"))
 	}
@@ -64,7 +64,7 @@ func (d *draft) mute() bool {
 	return true
 }
 
-func opening(kind envelope.Action, whole, mute bool) string {
+func opening(kind envelope.Action, whole, mute, by bool) string {
 	switch kind {
 	case envelope.ActionFailed:
 		what := "Its header is"
@@ -80,6 +80,10 @@ func opening(kind envelope.Action, whole, mute bool) string {
 		if mute {
 			return "Your mail was sent out on a path from which nothing comes back. Whether it\n" +
 				"arrived will not be known here; you will not hear of it again.\n"
+		}
+		if by {
+			return "Your mail was handed to the next mail system. You may hear from that one\n" +
+				"what becomes of it, and of the time that you set for it.\n"
 		}
 		return "Your mail was handed to a mail system that does not report what becomes\n" +
 			"of it. You may hear of a failure, but not of success.\n"
@@ -131,6 +135,9 @@ func (d *draft) status(b *bytes.Buffer) {
 	path(b, "X-Mochila-Sender", d.address(d.mail.Sender))
 	if !env.Created.IsZero() {
 		field(b, "Arrival-Date", env.Created.Format(time.RFC1123Z))
+	}
+	if by := d.mail.By; by != nil {
+		field(b, "Deliver-By-Date", by.Deadline.Format(time.RFC1123Z)) // RFC 2852
 	}
 	for _, o := range d.n.Outcomes {
 		b.WriteString("\r\n")

@@ -267,6 +267,11 @@ func (p *sendmail) Deliver(ctx context.Context, m *Message) []Result {
 			s.fail(i, "5.7.30", "REQUIRETLS was asked for, and sendmail has no way to say so")
 		}
 		return s.res
+	case m.unsupported() != nil:
+		for _, i := range s.open() {
+			s.fail(i, m.unsupported().enhanced, m.unsupported().text)
+		}
+		return s.res
 	}
 	groups := map[envelope.Notify][]int{}
 	var order []envelope.Notify

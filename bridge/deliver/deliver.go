@@ -12,6 +12,7 @@ package deliver
 import (
 	"context"
 	"io"
+	"time"
 
 	"mochila/internal/envelope"
 )
@@ -26,6 +27,25 @@ type Message struct {
 	// Fresh says that no earlier attempt, of this process or one before it, can have delivered this mail. It only
 	// saves Maildir the search for a copy that a reader has moved meanwhile; leave it false when in doubt.
 	Fresh bool
+	// Left is what is left, now, of the time of Env.Mail.By; nil reads it off the clock.
+	Left func() time.Duration
+}
+
+// left is what is left of a deadline that the mail has.
+func (m *Message) left(now time.Time) time.Duration {
+	if m.Left != nil {
+		return m.Left()
+	}
+	return m.Env.Mail.By.Deadline.Sub(now)
+}
+
+// unsupported is the reason why a mail cannot go to a system that does not know deadlines, nil if it can: a sender who
+// wants it back when it is late wants it back rather than out of sight (RFC 2852, mode R).
+func (m *Message) unsupported() *refusal {
+	if by := m.Env.Mail.By; by != nil && by.Return {
+		return &refusal{"5.3.3", "it was to be delivered by " + by.Deadline.UTC().Format(time.RFC3339) + " or returned (BY=;R), and the next mail system does not know deadlines (DELIVERBY)"}
+	}
+	return nil
 }
 
 // Result is what happened to one recipient.

@@ -23,8 +23,8 @@ type offer struct {
 }
 
 // mailLine is the MAIL command. Parameters that the server does not offer are left out where they only ask for
-// something (BODY, DSN, priorities); where they forbid something the mail is refused (SMTPUTF8, REQUIRETLS, SIZE, a
-// missed BY deadline).
+// something (BODY, DSN, priorities); where they forbid something the mail is refused (SMTPUTF8, REQUIRETLS, SIZE, BY in
+// mode R).
 //
 // 8-bit content goes out as it is to a server without 8BITMIME, as Postfix does: the choice is between that and
 // rewriting signed mail, and every server of this century takes it. BODY=BINARYMIME becomes 8BITMIME: content is
@@ -35,8 +35,11 @@ func (o *offer) mailLine(now time.Time) (string, *refusal) {
 	if m.Sender != "" && !route.SafePath(m.Sender) {
 		return "", &refusal{"5.1.7", fmt.Sprintf("sender address %q cannot be written in SMTP", m.Sender)}
 	}
-	if by := m.By; by != nil && by.Return && !now.Before(by.Deadline) {
+	if by := m.By; by != nil && by.Return && o.ct.m.left(now) <= 0 {
 		return "", &refusal{"5.4.7", "delivery time expired: requested by " + by.Deadline.UTC().Format(time.RFC3339)}
+	}
+	if no := o.ct.m.unsupported(); no != nil && !o.c.lmtp && !o.c.has("DELIVERBY") {
+		return "", no // over LMTP this is the delivery itself
 	}
 	if limit, err := strconv.ParseInt(o.c.ext["SIZE"], 10, 64); err == nil && limit > 0 && size > limit {
 		return "", &refusal{"5.3.4", fmt.Sprintf("message size %d exceeds size limit %d of the server", size, limit)}
@@ -87,14 +90,13 @@ func (o *offer) mailLine(now time.Time) (string, *refusal) {
 		fmt.Fprintf(&b, " MT-PRIORITY=%d", min(max(env.Priority, -9), 9))
 	}
 	if m.By != nil && o.c.has("DELIVERBY") {
-		b.WriteString(" BY=" + byValue(m.By, now))
+		b.WriteString(" BY=" + byValue(m.By, o.ct.m.left(now)))
 	}
 	return b.String(), nil
 }
 
 // byValue is what is left of a deadline, in RFC 2852's words; it may be negative in mode N.
-func byValue(by *envelope.By, now time.Time) string {
-	left := by.Deadline.Sub(now)
+func byValue(by *envelope.By, left time.Duration) string {
 	secs := int64(left / time.Second)
 	if left > 0 && left%time.Second != 0 {
 		secs++

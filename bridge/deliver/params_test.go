@@ -34,7 +34,7 @@ func fullMail() *Message {
 func TestAllParameters(t *testing.T) {
 	f := &fake{ext: everything, hold: true}
 	tr := open(t, f.start(t), Options{})
-	check(t, tr, fullMail(), "0 delivered 250 2.0.0 queued as 1 [dsn]", "1 delivered 250 2.0.0 queued as 1 [dsn]")
+	check(t, tr, fullMail(), "0 relayed 250 2.0.0 queued as 1 [dsn]", "1 delivered 250 2.0.0 queued as 1 [dsn]")
 	f.checkCommands(t,
 		"XFORWARD NAME=mx.far.example ADDR=IPV6:2001:db8::1 PORT=4711",
 		"XFORWARD PROTO=ESMTP HELO=far+20(evil)+0D+0AQUIT IDENT=4ABC+2B SOURCE=REMOTE",
@@ -124,7 +124,7 @@ func TestSizeAndDeadline(t *testing.T) {
 		{envelope.By{Deadline: now.Add(time.Minute), Return: true, Trace: true}, "60;RT"},
 		{envelope.By{Deadline: now.AddDate(200, 0, 0)}, "999999999;N"},
 	} {
-		if got := byValue(&c.by, now); got != c.want {
+		if got := byValue(&c.by, c.by.Deadline.Sub(now)); got != c.want {
 			t.Errorf("BY %+v: %s, want %s", c.by, got, c.want)
 		}
 	}

@@ -421,10 +421,15 @@ func (x *transaction) verdicts() error {
 }
 
 // taken notes an accepted recipient. A server with DSN has taken over what NOTIFY asks; without it the sender who
-// wants to hear of success hears of the relay (RFC 3461 section 5.2.2). LMTP is delivery itself (RFC 2033).
+// wants to hear of success hears of the relay (RFC 3461 section 5.2.2); so does who asked for a trace of a deadline, and
+// whose deadline ends at this server (RFC 2852). LMTP is delivery itself (RFC 2033).
 func (x *transaction) taken(i int, st envelope.Status) {
 	a := envelope.ActionDelivered
-	if !x.c.has("DSN") && !x.c.lmtp && x.s.rcpt(i).Notify&envelope.NotifySuccess != 0 {
+	by := x.ct.m.Env.Mail.By
+	notify := x.s.rcpt(i).Notify
+	untold := !x.c.has("DSN") && notify&envelope.NotifySuccess != 0
+	traced := by != nil && (by.Trace || !x.c.has("DELIVERBY")) && notify&envelope.NotifyNever == 0
+	if !x.c.lmtp && (untold || traced) {
 		a = envelope.ActionRelayed
 	}
 	x.s.put(i, a, st)

@@ -97,6 +97,11 @@ func (u *uux) Deliver(ctx context.Context, m *Message) []Result {
 			s.fail(i, "5.7.30", "REQUIRETLS was asked for, and UUCP has no way to say so")
 		}
 		return s.res
+	case !batch && m.unsupported() != nil:
+		for _, i := range s.open() {
+			s.fail(i, m.unsupported().enhanced, m.unsupported().text)
+		}
+		return s.res
 	}
 	var who []int
 	for _, i := range s.open() {
