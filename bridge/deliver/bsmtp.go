@@ -105,7 +105,7 @@ func (p *bsmtp) group(ctx context.Context, ct *content, s *sheet, who []int) err
 
 // commands are those before the content, and the recipients that are in them; others are decided.
 func (p *bsmtp) commands(ct *content, s *sheet, who []int) (string, []int) {
-	o := &offer{c: &client{ext: batchExtensions}, ct: ct, mail: s.m.Env.Mail}
+	o := &offer{c: &client{ext: batchExtensions, near: true}, ct: ct, mail: s.m.Env.Mail}
 	o.utf8 = o.mail.SMTPUTF8 || !ascii(o.mail.Sender)
 	for _, i := range who {
 		o.utf8 = o.utf8 || !ascii(s.rcpt(i).Addr)

@@ -3,6 +3,7 @@ package deliver
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ type client struct {
 	o     *Options
 	lmtp  bool
 	local bool              // behind a unix socket
+	near  bool              // on this machine: no network in between
 	ext   map[string]string // EHLO keywords, upper case, with their arguments
 
 	reused bool         // has carried a mail before
@@ -52,7 +54,7 @@ func dial(ctx context.Context, network, addr string, lmtp bool, o *Options) (*cl
 		}
 		return nil, &down{ours(code, fmt.Sprintf("connect to %s: %s", addr, reason(err)))}
 	}
-	c := &client{nc: nc, raw: nc, o: o, lmtp: lmtp, local: network == "unix", ext: map[string]string{}}
+	c := &client{nc: nc, raw: nc, o: o, lmtp: lmtp, local: network == "unix", near: onMachine(nc), ext: map[string]string{}}
 	c.r = bufio.NewReaderSize(nc, maxReplyLine)
 	c.w = bufio.NewWriterSize((*blockWriter)(c), 64<<10)
 	defer onDone(ctx, c.cancel)()
@@ -65,6 +67,18 @@ func dial(ctx context.Context, network, addr string, lmtp bool, o *Options) (*cl
 		return nil, err
 	}
 	return c, nil
+}
+
+// onMachine reports whether the other end is on this machine.
+func onMachine(nc net.Conn) bool {
+	a, ok := nc.RemoteAddr().(*net.TCPAddr)
+	return !ok || a.IP.IsLoopback()
+}
+
+// encrypted reports whether the connection is TLS with a checked certificate.
+func (c *client) encrypted() bool {
+	_, ok := c.nc.(*tls.Conn)
+	return ok
 }
 
 // begin brings a new connection to where a mail may be sent.

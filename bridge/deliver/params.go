@@ -47,6 +47,9 @@ func (o *offer) mailLine(now time.Time) (string, *refusal) {
 	if m.RequireTLS && !o.c.local && !o.c.has("REQUIRETLS") {
 		return "", &refusal{"5.7.30", "REQUIRETLS was asked for, and the server does not offer it"}
 	}
+	if m.RequireTLS && !o.c.near && !o.c.encrypted() {
+		return "", &refusal{"5.7.30", "REQUIRETLS was asked for, and the server is not spoken to by TLS"} // whatever it offers in clear
+	}
 	if !o.c.has("SMTPUTF8") {
 		if !ascii(m.Sender) {
 			return "", &refusal{"5.6.7", "the sender address needs SMTPUTF8, and the server does not offer it"}

@@ -64,6 +64,15 @@ func TestParametersNotOffered(t *testing.T) {
 	m = mail("a@x", hello, "b@y")
 	m.Env.Mail.RequireTLS = true // a local socket is no network
 	check(t, tr, m, "0 delivered 250 2.0.0 queued as 1")
+
+	// What a server elsewhere offers in clear is worth nothing.
+	for _, near := range []bool{true, false} {
+		o := &offer{c: &client{near: near, ext: map[string]string{"REQUIRETLS": ""}}, ct: &content{m: m}, mail: m.Env.Mail}
+		line, no := o.mailLine(time.Now())
+		if near != (no == nil && line == "MAIL FROM:<a@x> REQUIRETLS") || !near && no.enhanced != "5.7.30" {
+			t.Errorf("near %v: %q, %+v", near, line, no)
+		}
+	}
 }
 
 func TestXforward(t *testing.T) {

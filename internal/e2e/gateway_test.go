@@ -28,14 +28,14 @@ import (
 	"mochila/internal/peertest"
 )
 
-// writeCertificate puts a certificate for mx.test with the given serial number into dir.
+// writeCertificate puts a certificate for mx.test and 127.0.0.1 with the given serial number into dir.
 func writeCertificate(t *testing.T, dir string, serial int64) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: mathbig.NewInt(serial), DNSNames: []string{"mx.test"}, NotAfter: time.Now().Add(time.Hour)}
+	tmpl := &x509.Certificate{SerialNumber: mathbig.NewInt(serial), DNSNames: []string{"mx.test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)

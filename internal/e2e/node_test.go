@@ -31,6 +31,7 @@ type node struct {
 	reload chan struct{}
 
 	flags  []string  // of mochila serve
+	env    []string  // of every process, beside the test's own
 	cmd    *exec.Cmd // the daemon of its own; nil: none runs
 	exited chan struct{}
 }
@@ -144,7 +145,9 @@ func (n *node) shutdown() {
 
 // command is a command line of the built program for this home.
 func (n *node) command(args ...string) *exec.Cmd {
-	return exec.Command(program("mochila"), append([]string{"--home", n.dir}, args...)...)
+	cmd := exec.Command(program("mochila"), append([]string{"--home", n.dir}, args...)...)
+	cmd.Env = append(os.Environ(), n.env...)
+	return cmd
 }
 
 // start runs the daemon as a process and waits until its control socket answers.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"strings"
@@ -124,9 +125,11 @@ type sink struct {
 	Addr string
 	// Refuse, if set, answers RCPT; "" accepts.
 	Refuse func(rcpt string) string
-	LMTP   bool   // a verdict for each recipient
-	More   string // further extensions, each as a reply line with CRLF
-	ASCII  bool   // it knows no SMTPUTF8
+	LMTP   bool        // a verdict for each recipient
+	More   string      // further extensions, each as a reply line with CRLF
+	ASCII  bool        // it knows no SMTPUTF8
+	TLS    *tls.Config // for STARTTLS, after which it takes mail
+	Secret string      // further extensions under TLS
 
 	ln net.Listener
 	wg sync.WaitGroup
@@ -204,6 +207,7 @@ func (s *sink) serve() {
 func (s *sink) dialog(c net.Conn) {
 	r := bufio.NewReaderSize(c, 64<<10)
 	out := bufio.NewWriter(c)
+	clear := s.TLS != nil // not encrypted yet, and not willing without
 	say := func(reply string) bool {
 		out.WriteString(reply + "\r\n")
 		return r.Buffered() > 0 || out.Flush() == nil
@@ -227,11 +231,35 @@ func (s *sink) dialog(c net.Conn) {
 			if s.ASCII {
 				utf8 = ""
 			}
-			say("250-sink.test\r\n" + s.More + "250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n" + utf8 + "250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
+			more := s.More
+			switch {
+			case clear:
+				more += "250-STARTTLS\r\n"
+			case s.TLS != nil:
+				more += s.Secret
+			}
+			say("250-sink.test\r\n" + more + "250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n" + utf8 + "250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n250 XFORWARD NAME ADDR PROTO HELO SOURCE PORT IDENT")
 		case "XFORWARD":
 			m.Xforward = append(m.Xforward, rest)
 			say("250 2.0.0 ok")
+		case "STARTTLS":
+			if !clear {
+				say("503 5.5.1 not now")
+				continue
+			}
+			say("220 2.0.0 go on")
+			t := tls.Server(c, s.TLS)
+			if t.Handshake() != nil {
+				return
+			}
+			clear = false
+			r.Reset(t)
+			out.Reset(t)
 		case "MAIL":
+			if clear {
+				say("530 5.7.0 STARTTLS first")
+				continue
+			}
 			m.Mail = rest
 			say("250 2.1.0 ok")
 		case "RCPT":
