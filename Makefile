@@ -24,12 +24,12 @@ build:
 test:
 	.ci/peers
 	$(GO) vet ./...
-	$(GO) test -timeout 10m ./...
+	$(GO) test -timeout 30m ./...
 
 race:
-	$(GO) test -race -timeout 14m $(RACE)
-	$(GO) test -race -timeout 14m -run 'TestStick|TestTCP|TestRelay' ./bridge
-	$(GO) test -race -timeout 14m -run 'Apply|Lease|Model|Session|Wake' ./spool
+	$(GO) test -race -timeout 30m $(RACE)
+	$(GO) test -race -timeout 30m -run 'TestStick|TestTCP|TestRelay' ./bridge
+	$(GO) test -race -timeout 30m -run 'Apply|Lease|Model|Session|Wake' ./spool
 
 # Each fuzzer for a short while; FUZZTIME=10m for a night.
 fuzz:

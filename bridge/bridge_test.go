@@ -174,7 +174,7 @@ func (n *node) enter(m *envelope.Mail, body string) (string, error) {
 // sync makes one contact and requires that it went well.
 func (n *node) sync() {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	for _, r := range n.b.Sync(ctx, nil) {
 		if r.Err != nil {
@@ -202,7 +202,7 @@ func (n *node) box(user string) []string {
 // eventually waits for a condition that other goroutines bring about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute) // a bound for a machine that is busy, not a measure
+	deadline := time.Now().Add(5 * time.Minute) // a bound for a machine that is busy, not a measure
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never happened: %s", what)

@@ -127,7 +127,7 @@ func TestUnreadStickDoesNotFillUp(t *testing.T) {
 
 func (n *node) syncStats() transport.Stats {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	r := n.b.Sync(ctx, nil)
 	if r[0].Err != nil {

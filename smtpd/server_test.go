@@ -41,7 +41,7 @@ func dial(t testing.TB, network, addr string) *talk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(30 * time.Second)) // the test hangs no longer than this
+	nc.SetDeadline(time.Now().Add(5 * time.Minute)) // the test hangs no longer than this
 	return &talk{t, nc, bufio.NewReader(nc)}
 }
 
@@ -576,7 +576,7 @@ func TestProxyTLS(t *testing.T) {
 	}
 	defer nc.Close()
 	tc := tls.Client(&prefixWriter{Conn: nc, prefix: "PROXY TCP4 192.0.2.7 192.0.2.1 4000 465\r\n"}, &tls.Config{InsecureSkipVerify: true})
-	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	nc.SetDeadline(time.Now().Add(5 * time.Minute))
 	c := &talk{t, tc, bufio.NewReader(tc)}
 	c.expect("220 *")
 	c.say("EHLO c\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<b@far.example>\r\nDATA\r\n")

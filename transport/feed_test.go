@@ -232,7 +232,7 @@ func TestExecEndsWithTheContact(t *testing.T) {
 		done <- transport.NewExec("sleep 1000 & echo $! >"+dir+"/p && mv "+dir+"/p "+dir+"/pid; wait").Submit(ctx, transporttest.Packet(0, []byte("x")))
 	}()
 	var pid int
-	for end := time.Now().Add(time.Minute); pid == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); pid == 0; time.Sleep(10 * time.Millisecond) {
 		if b, err := os.ReadFile(dir + "/pid"); err == nil {
 			fmt.Sscan(string(b), &pid)
 		}
@@ -244,7 +244,7 @@ func TestExecEndsWithTheContact(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(b), ") Z ") {
 			break
 		}

@@ -315,7 +315,7 @@ func open(t *testing.T, via string, o Options) Transport {
 		o.Hostname = "camp.example"
 	}
 	if o.Command == 0 {
-		o.Command, o.Final, o.Block = 20*time.Second, 20*time.Second, 20*time.Second
+		o.Command, o.Final, o.Block = 5*time.Minute, 5*time.Minute, 5*time.Minute
 	}
 	tr, err := New(via, o)
 	if err != nil {

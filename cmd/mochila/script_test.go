@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 // readyTime bounds how long a daemon may take to start.
-const readyTime = 30 * time.Second
+const readyTime = 5 * time.Minute
 
 // TestScripts types what people type. Besides the commands of testscript there are:
 //

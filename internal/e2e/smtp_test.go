@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func dialUnix(path string) (net.Conn, error) { return net.DialTimeout("unix", path, 5*time.Second) }
+func dialUnix(path string) (net.Conn, error) { return net.DialTimeout("unix", path, time.Minute) }
 
 // wire is the client's side of an SMTP dialog.
 type wire struct {
@@ -25,12 +25,12 @@ func dial(addr string) (*wire, error) {
 	if strings.HasPrefix(addr, "/") {
 		network = "unix"
 	}
-	c, err := net.DialTimeout(network, addr, 10*time.Second)
+	c, err := net.DialTimeout(network, addr, time.Minute)
 	if err != nil {
 		return nil, err
 	}
 	w := &wire{Conn: c, r: bufio.NewReader(c)}
-	c.SetDeadline(time.Now().Add(2 * time.Minute))
+	c.SetDeadline(time.Now().Add(5 * time.Minute))
 	if reply, err := w.reply(); err != nil || !strings.HasPrefix(reply, "220") {
 		c.Close()
 		return nil, fmt.Errorf("greeting %q: %w", reply, err)

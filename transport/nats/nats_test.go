@@ -107,7 +107,7 @@ func TestServerDies(t *testing.T) {
 	var all []*transport.Packet
 	sure := func(p *transport.Packet) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); ; {
+		for end := time.Now().Add(5 * time.Minute); ; {
 			err := put(t, f, p)
 			if err == nil {
 				all = append(all, p)
@@ -128,7 +128,7 @@ func TestServerDies(t *testing.T) {
 		}
 	}
 	var files []transport.Entry
-	for end := time.Now().Add(time.Minute); len(files) != len(all) && time.Now().Before(end); {
+	for end := time.Now().Add(5 * time.Minute); len(files) != len(all) && time.Now().Before(end); {
 		files, _ = f.List(t.Context(), outbox)
 	}
 	if len(files) != len(all) {

@@ -42,7 +42,7 @@ func orphan(t *testing.T, text, mark string) (pid int, start uint64) {
 // awaitEnd waits until a process has ended and init has taken notice.
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(5 * time.Minute); ; {
 		if _, err := readStat(pid); err != nil {
 			return
 		}

@@ -109,7 +109,7 @@ func doReady(t *testing.T, s Spec) result {
 // gone waits until no living process has the marker in its environment: what was killed needs a moment to go.
 func gone(t *testing.T, mark string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(5 * time.Minute); ; {
 		left, err := Leftover(0, 0, mark)
 		if err != nil {
 			t.Fatal(err)
