@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mochila/bridge/jobs"
+	"mochila/bridge/route"
 	"mochila/internal/envelope"
 	"mochila/smtpd"
 	"mochila/spool"
@@ -36,6 +37,9 @@ func (b *Bridge) Rcpt(_ context.Context, m *envelope.Mail, r *envelope.Recipient
 	if _, ok := p.orderNode(r.Addr); ok {
 		_, err := b.order(m, r.Addr)
 		return err
+	}
+	if _, _, ok := p.asks(r.Addr); ok {
+		return refuseAsking()
 	}
 	addr, d, err := p.place(m.Sender, p.qualify(r.Addr), declared, false)
 	if err == nil && !d.Deliver && p.letterBox(addr) {
@@ -135,7 +139,8 @@ type intake struct {
 	expanded bool             // it comes out of an alias
 	refused  *envelope.Status // it was taken long ago, and is sent back with this
 	head     letter.Sniffer
-	before   *passes // it entered this node
+	before   *passes  // it entered this node
+	ahead    []*ahead // summaries that enter with it
 }
 
 func (in *intake) Write(p []byte) (int, error) {
@@ -187,7 +192,7 @@ func (in *intake) Commit(context.Context) (string, error) {
 		return in.commitOrders(orders, nil)
 	}
 	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
-	item, err := in.item(env)
+	item, sums, err := in.item(env)
 	if err == nil {
 		if cerr := env.Check(); cerr != nil {
 			err = envelope.NewStatus(554, "5.6.0", envelope.OneLine(cerr.Error(), 200))
@@ -203,6 +208,9 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if err == nil && in.refused == nil {
 		err = in.b.quota.chargeUser(in.b, item.Trust, env.Size)
 	}
+	if err == nil {
+		in.ahead, err = in.b.goAhead(item, sums, in.body)
+	}
 	if err != nil {
 		in.body.Discard()
 		discard(orders)
@@ -215,17 +223,19 @@ func (in *intake) Commit(context.Context) (string, error) {
 		err = storageStatus(err)
 	}
 	if err != nil {
+		discardAhead(in.ahead)
 		return "", err
 	}
 	in.b.logAccepted(item)
+	in.b.logAhead(item, in.ahead)
 	if hasDead(item) {
 		in.b.bury(env.ID)
 	}
 	return env.ID.String(), nil
 }
 
-// item makes what the spool stores.
-func (in *intake) item(env *envelope.Envelope) (*spool.Item, error) {
+// item makes what the spool stores, and for each leg, what is to go ahead.
+func (in *intake) item(env *envelope.Envelope) (*spool.Item, []route.Summary, error) {
 	if in.refused == nil {
 		return in.b.newMail(env, in.body, trustOf(in.mail), in.expanded)
 	}
@@ -240,10 +250,10 @@ func (in *intake) item(env *envelope.Envelope) (*spool.Item, error) {
 		item.Outcomes[i].Addr = env.Mail.Recipients[i].Addr
 		item.Legs[0].Rcpts = append(item.Legs[0].Rcpts, i)
 	}
-	return item, nil
+	return item, nil, nil
 }
 
-// add stores the mail, and that its file in the maildrop is done with.
+// add stores the mail, what goes ahead of it, and that its file in the maildrop is done with.
 func (in *intake) add(tx *spool.Tx, item *spool.Item) error {
 	if in.file != "" {
 		if err := tx.KV(maildropSeen).Put([]byte(in.file), in.id[:]); err != nil {
@@ -253,7 +263,10 @@ func (in *intake) add(tx *spool.Tx, item *spool.Item) error {
 	if item == nil {
 		return nil
 	}
-	return tx.Add(item, in.body)
+	if err := tx.Add(item, in.body); err != nil {
+		return err
+	}
+	return addAhead(tx, in.ahead)
 }
 
 // hasDead reports whether some recipients of a new item lead nowhere.
@@ -279,14 +292,14 @@ func trustOf(m *envelope.Mail) string {
 
 // newMail routes every recipient of a mail that starts here and makes the item that the spool takes. Recipients that
 // lead nowhere get a leg to the dead letters, which bury turns into a DSN.
-func (b *Bridge) newMail(env *envelope.Envelope, body *spool.Body, trust string, expanded bool) (*spool.Item, error) {
+func (b *Bridge) newMail(env *envelope.Envelope, body *spool.Body, trust string, expanded bool) (*spool.Item, []route.Summary, error) {
 	env.Origin = b.ID()
 	env.Size, env.Sum = body.Size(), body.Sum()
 	return b.route(env, trust, expanded)
 }
 
-// route makes the legs of a mail.
-func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*spool.Item, error) {
+// route makes the legs of a mail, and says for each what is to go ahead of it.
+func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*spool.Item, []route.Summary, error) {
 	p := b.Policy()
 	now := b.now()
 	m := env.Mail
@@ -297,7 +310,12 @@ func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*sp
 	item := &spool.Item{Env: env, Trust: trust, Entered: now, Outcomes: make([]envelope.Outcome, len(m.Recipients))}
 	var life time.Duration
 	longest := time.Duration(0) // that every destination takes; 0: any
-	legs := map[spool.Dest]int{}
+	type way struct {
+		dest spool.Dest
+		sum  route.Summary
+	}
+	legs := map[way]int{}
+	var sums []route.Summary
 	for i := range m.Recipients {
 		r := &m.Recipients[i]
 		r.Addr = p.qualify(r.Addr)
@@ -307,27 +325,34 @@ func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*sp
 			// a job is no mail, whatever the rules say of its address
 			err = envelope.NewStatus(550, "5.7.1", "no job for node "+node+" may be made by this sender")
 		}
+		if _, _, ok := p.asks(r.Addr); ok {
+			err = refuseAsking()
+		}
 		redirect(r, addr)
 		item.Outcomes[i].Addr = r.Addr
 		if err != nil {
-			k, ok := legs[spool.DeadDest]
+			k, ok := legs[way{dest: spool.DeadDest}]
 			if !ok {
 				k = len(item.Legs)
-				legs[spool.DeadDest] = k
+				legs[way{dest: spool.DeadDest}] = k
+				sums = append(sums, route.Summary{})
 				item.Legs = append(item.Legs, spool.Leg{Dest: spool.DeadDest, State: spool.Due, Last: statusOf(err)})
 			}
 			item.Legs[k].Rcpts = append(item.Legs[k].Rcpts, i)
 			continue
 		}
-		dest := spool.NodeDest(d.Rule.Node)
+		w := way{dest: spool.NodeDest(d.Rule.Node)}
 		if d.Deliver {
-			dest = spool.ViaDest(d.Rule.Via)
+			w.dest = spool.ViaDest(d.Rule.Via)
+		} else {
+			w.sum = p.summaryOf(env, r.Addr, d.Rule)
 		}
-		k, ok := legs[dest]
+		k, ok := legs[w]
 		if !ok {
 			k = len(item.Legs)
-			legs[dest] = k
-			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: spool.Due, KeepHop: d.Rule.KeepHop})
+			legs[w] = k
+			sums = append(sums, w.sum)
+			item.Legs = append(item.Legs, spool.Leg{Dest: w.dest, State: spool.Due, KeepHop: d.Rule.KeepHop})
 			if !m.HoldUntil.IsZero() && m.HoldUntil.After(now) {
 				item.Legs[k].State, item.Legs[k].At = spool.Deferred, m.HoldUntil
 			}
@@ -351,7 +376,7 @@ func (b *Bridge) route(env *envelope.Envelope, trust string, expanded bool) (*sp
 			env.Expires = m.By.Deadline
 		}
 	}
-	return item, nil
+	return item, sums, nil
 }
 
 // maxLife is the longest lifetime of an envelope that a node takes, by its card; 0 when that is not known.

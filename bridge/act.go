@@ -141,6 +141,12 @@ func (b *Bridge) moves(v Verb, event spool.Event) func(*spool.Item) (bool, error
 			case v == VerbRelease && leg.Dest == spool.DeadDest && leg.State == spool.Held:
 				changed = b.reroute(item, k, b.deadWay(item)) || changed
 				continue
+			case v == VerbHold && heldForReader(leg): // from now on by the operator
+				leg.Last, changed = envelope.Status{}, true
+				continue
+			}
+			if v == VerbRelease && heldForReader(leg) {
+				leg.Last = envelope.Status{}
 			}
 			if next, ok := spool.Next(leg.State, e); ok && next != leg.State {
 				leg.State, leg.At = next, time.Time{}
@@ -203,9 +209,9 @@ func (b *Bridge) reroute(item *spool.Item, k int, way func(addr string) spool.De
 	ways := map[spool.Dest]int{} // to their legs
 	var stay []int
 	old := item.Legs[k]
-	state := spool.Due
+	fresh := spool.Leg{State: spool.Due}
 	if old.State == spool.Held && old.Dest != spool.DeadDest {
-		state = spool.Held
+		fresh.State, fresh.Last = spool.Held, old.Last
 	}
 	for _, i := range old.Rcpts {
 		dest := way(item.Env.Mail.Recipients[i].Addr)
@@ -218,7 +224,8 @@ func (b *Bridge) reroute(item *spool.Item, k int, way func(addr string) spool.De
 		if !ok {
 			n = len(item.Legs)
 			ways[dest] = n
-			item.Legs = append(item.Legs, spool.Leg{Dest: dest, State: state})
+			fresh.Dest = dest
+			item.Legs = append(item.Legs, fresh)
 		}
 		item.Legs[n].Rcpts = append(item.Legs[n].Rcpts, i)
 		if final {

@@ -116,6 +116,9 @@ func (d *dispatcher) due(q spool.Dest) {
 		if via == viaAliases {
 			open = func(string) (deliver.Transport, error) { return expander{d.b}, nil }
 		}
+		if via == viaSummaries {
+			open = func(string) (deliver.Transport, error) { return reader{d.b}, nil }
+		}
 		to, err := open(via)
 		if err != nil {
 			d.failed(q, p, envelope.Status{Code: 451, Enhanced: "4.3.5", Text: err.Error()})

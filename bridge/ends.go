@@ -147,6 +147,11 @@ func (b *Bridge) follow(item *spool.Item, fresh []int, dsnTaken map[int]bool) (a
 		}
 		return []*addition{a}, nil, nil
 	}
+	if e, err := b.entryOf(item); err != nil {
+		return nil, nil, err
+	} else if e != nil { // whoever sent the mail hears of that, not of its summary
+		return nil, nil, b.failOriginal(item, e, fresh)
+	}
 	return b.notices(item, fresh, dsnTaken)
 }
 
@@ -278,6 +283,8 @@ func (b *Bridge) expire(id envelope.ID) error {
 			}
 		case leg.State == spool.Sealed, leg.State == spool.Travelling, leg.State == spool.Arrived:
 			end1(ref, leg, "delivery time expired, no proof of delivery came back")
+		case heldForReader(leg):
+			end1(ref, leg, b.neverAsked(item, leg))
 		default:
 			text := "delivery time expired"
 			if leg.Last.Code != 0 {

@@ -70,6 +70,10 @@ func (b *Bridge) arrive(e *envelope.Envelope) *spool.Item {
 	for i := range e.Mail.Recipients {
 		addr := e.Mail.Recipients[i].Addr
 		item.Outcomes[i].Addr = addr
+		if _, _, ok := p.asks(addr); ok {
+			put(spool.ViaDest(viaSummaries), i, envelope.Status{})
+			continue
+		}
 		to, d, err := p.place(e.Mail.Sender, addr, e.Size, false)
 		if err != nil && strings.HasSuffix(strings.ToLower(addr), ".mochila") {
 			// names of nodes are local: what a peer calls us ends here as our own name

@@ -214,10 +214,7 @@ func (x expander) one(ctx context.Context, m *deliver.Message, i int) (int, erro
 	mail := &envelope.Mail{Sender: old.Sender, Ret: old.Ret, EnvID: old.EnvID, Body: old.Body, SMTPUTF8: old.SMTPUTF8, RequireTLS: old.RequireTLS,
 		By: old.By, Priority: old.Priority, Auth: old.Auth, Client: old.Client}
 	mail.Client.Proto, mail.Client.User, mail.Client.UID = "local", "", 0 // nobody's rights and quota here
-	notify := r.Notify &^ envelope.NotifySuccess                          // "expanded" is the answer to that (RFC 3461 section 5.2.7.3)
-	if r.Notify != 0 && notify == 0 {
-		notify = envelope.NotifyNever
-	}
+	notify := withoutSuccess(r.Notify)                                    // "expanded" is the answer to that (RFC 3461 section 5.2.7.3)
 	for _, t := range targets {
 		to := envelope.Recipient{Addr: r.Addr, ORcpt: r.ORcpt, Notify: notify}
 		redirect(&to, t)

@@ -241,10 +241,13 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 	silent := false // some recipient would be told of, if a person had sent the mail
 	for k := range it.Legs {
 		leg := &it.Legs[k]
+		held := heldForReader(leg)
 		switch leg.State {
 		case spool.Due, spool.Deferred, spool.Sealed, spool.Travelling:
 		default:
-			continue
+			if !held {
+				continue
+			}
 		}
 		if node, ok := leg.Dest.Node(); ok && leg.Carrier != "" && b.Policy().oneWay(node) > 0 {
 			continue // nothing more will be known
@@ -257,12 +260,15 @@ func (b *Bridge) delayed(it *spool.Item, now time.Time) error {
 		if s.Code/100 != 4 {
 			s = envelope.Status{Code: 451, Enhanced: "4.4.1", Text: "waiting for the next contact"}
 		}
+		if held {
+			s = envelope.Status{Enhanced: "4.2.0", Text: "its text was delivered in a summary; the whole mail is kept until its reader asks for it"}
+		}
 		if by {
 			s = envelope.Status{Code: 451, Enhanced: "4.4.7", Text: envelope.OneLine("not delivered by the time that was asked for: "+s.Text, envelope.MaxStatusText)}
 		}
 		for _, i := range leg.Rcpts {
 			want := bounce.Wanted(it.Env, i, envelope.ActionDelayed) || by && it.Env.Mail.Recipients[i].Notify&envelope.NotifyNever == 0
-			if it.Outcomes[i].Action.Final() || !want {
+			if it.Outcomes[i].Action.Final() || !want || held && !b.arrivedAhead(it, i) { // its summary speaks for it until then
 				continue
 			}
 			if b.unasked(it, i) {

@@ -19,6 +19,7 @@ type Numbers struct {
 	Tries                    map[string]uint64            // by the word of the log: sent, bounced, deferred, arrived, expired
 	Sealed                   uint64                       // recipients given to carriers, again ones included
 	Notices                  uint64                       // DSNs written here
+	Summaries, Released      uint64                       // summaries that went ahead; mails that readers asked for
 	Delays                   [len(DelayBounds) + 1]uint64 // of those sent: how long after they entered, by class
 	Delay                    time.Duration                // of them, in all
 }
@@ -65,6 +66,18 @@ func (c *counters) noticed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.n.Notices++
+}
+
+func (c *counters) summarised() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n.Summaries++
+}
+
+func (c *counters) released() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n.Released++
 }
 
 // Numbers tells what has been counted.

@@ -180,7 +180,7 @@ func TestOrdersOfOthers(t *testing.T) {
 	m := &envelope.Mail{Sender: "ana@camp.example", Client: envelope.Client{User: "ana", UID: 1}, Recipients: []envelope.Recipient{{Addr: "store@run.shore.mochila"}}}
 	// as a hostile camp would: past its own checks
 	env := &envelope.Envelope{ID: envelope.NewID(l.clock()), Kind: envelope.KindMail, Created: l.clock(), Mail: m}
-	item, err := camp.b.newMail(env, body, "control", false)
+	item, _, err := camp.b.newMail(env, body, "control", false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -215,6 +215,7 @@ func (b *Bridge) hourly(now time.Time) {
 			b.log.Error("forget old invitations", "err", err)
 		}
 		b.prune(passedOn, now)
+		b.prune(summaries, now)
 		b.prune(payloads, now.Add(-90*24*time.Hour))
 		b.prune(twins, now.Add(-90*24*time.Hour))
 		b.keyChores(now)

@@ -30,6 +30,15 @@ type Rule struct {
 	UpTo     int64             // bytes; larger mail is not for this rule, but for a later one; 0: any size
 	Known    Addresses         // the recipients that exist; nil: not known here
 	CatchAll string            // with Known: who gets the mail of those that do not exist; "" refuses it
+	Summary  Summary           // what goes ahead of large mail
+}
+
+// Summary says of what mail a summary goes ahead, while the mail itself is held until a reader asks. The zero value says of
+// none.
+type Summary struct {
+	Above  int64 // bytes; larger mail, and what goes of it
+	Signed bool  // also of signed and encrypted mail, which goes whole else
+	Anyone bool  // at the node may ask for the mail, not its recipients alone
 }
 
 // Addresses is a set of addresses, made by NewAddresses.

@@ -160,10 +160,10 @@ const (
 func wantedOfMail(name string) want {
 	switch name {
 	case "from", "sender", "to", "cc", "date", "subject", "message-id", "in-reply-to", "references", "reply-to",
-		"content-type", "content-transfer-encoding", "content-disposition":
+		"content-type", "content-transfer-encoding", "content-disposition", "auto-submitted", "precedence":
 		return must
-	case "received", "delivered-to", "x-loop", "organization", "importance", "priority", "x-priority", "sensitivity", "precedence",
-		"auto-submitted", "keywords", "comments", "list-id", "list-post", "list-help", "list-unsubscribe", "list-owner", "list-archive",
+	case "received", "delivered-to", "x-loop", "organization", "importance", "priority", "x-priority", "sensitivity",
+		"keywords", "comments", "list-id", "list-post", "list-help", "list-unsubscribe", "list-owner", "list-archive",
 		"x-mailing-list", "x-spam-flag", "x-spam-status", "x-spam-level", "resent-from", "resent-sender", "resent-to", "resent-cc",
 		"resent-date", "content-language", "content-id", "content-description":
 		return may

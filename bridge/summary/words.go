@@ -34,7 +34,7 @@ func (c *Choice) note(n Note) string {
 	}
 	b.WriteString(" to spare the way to you.\n\nTo get the whole mail as it was sent, answer this one; the answer may be empty. It comes as a mail of its own.")
 	b.WriteString("\nWhat you write in the answer is read by nobody.")
-	if a := m.author(); a != "" {
+	if a := m.Author(); a != "" {
 		b.WriteString(" To write to the author, use this address:\n  " + a)
 	}
 	b.WriteString("\n")
@@ -121,8 +121,8 @@ func (c *Choice) heldSize() (n int64) {
 	return n
 }
 
-// author is where an answer to the mail would have gone, for people; "" when that is not known.
-func (m *Mail) author() string {
+// Author is where an answer to the mail would have gone, for people; "" when that is not known.
+func (m *Mail) Author() string {
 	for _, name := range []string{"reply-to", "from"} {
 		v := m.value(name)
 		if v == "" {

@@ -65,6 +65,9 @@ func (a *app) showStatus(s *control.Status) {
 	if s.Dead > 0 {
 		warn("%s (mochila queue list --dest dead)", count(s.Dead, "dead letter"))
 	}
+	if s.ForReaders.Mails > 0 {
+		a.printf("%s, %s, held until a reader asks (mochila queue list --state held)\n", count(s.ForReaders.Mails, "mail"), bytesText(s.ForReaders.Bytes))
+	}
 	if s.Quarantine > 0 {
 		warn("%s in quarantine (mochila quarantine list)", count(s.Quarantine, "item"))
 	}

@@ -370,6 +370,7 @@ func (k *checker) routes() {
 		case !r.OneWay && r.Repeat != 0:
 			k.bad(r.at, "repeat", "repeat belongs to oneway = true: elsewhere receipts tell when to send again", "leave it out")
 		}
+		k.summary(r)
 		for _, to := range r.To {
 			to = strings.ToLower(to)
 			for _, by := range []string{to, "*"} {
@@ -405,6 +406,30 @@ func cutScheme(url string) (scheme, rest string, ok bool) {
 		}
 	}
 	return scheme, rest, true
+}
+
+// summaryMin is the smallest limit of a summary: its header and note alone have a few KiB.
+const summaryMin = 4 << 10
+
+// summary checks what a route says of large mail.
+func (k *checker) summary(r Route) {
+	switch {
+	case r.Summary == 0 && (r.SumSigned != "" || r.SumAsk != ""):
+		k.bad(r.at, "", "summary_signed and summary_ask belong to summary", `write summary = "64KiB", or leave them out`)
+		return
+	case r.Summary == 0:
+		return
+	case r.OneWay:
+		k.bad(r.at, "summary", "nobody can ask for the rest of a mail on a one-way path", "leave it out")
+	case r.Summary < summaryMin:
+		k.bad(r.at, "summary", fmt.Sprintf("%s is less than what a summary takes itself", r.Summary), `at least "4KiB"`)
+	}
+	if r.SumSigned != "whole" && r.SumSigned != "hold" {
+		k.bad(r.at, "summary_signed", fmt.Sprintf("%q is neither \"whole\" nor \"hold\"", r.SumSigned), "")
+	}
+	if r.SumAsk != "recipient" && r.SumAsk != "node" {
+		k.bad(r.at, "summary_ask", fmt.Sprintf("%q is neither \"recipient\" nor \"node\"", r.SumAsk), "")
+	}
 }
 
 func (k *checker) contacts() {

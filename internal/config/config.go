@@ -147,7 +147,10 @@ type Route struct {
 	UpTo     Size     `toml:"up_to"`    // larger mail is for a later rule; 0: any size
 	// Recipients is a file of the addresses that exist there; others are refused at once. "": unknown.
 	Recipients string `toml:"recipients"`
-	Keep       string `toml:"keep"` // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
+	Summary    Size   `toml:"summary"`        // larger mail is held, and a summary goes ahead; 0: none does
+	SumSigned  string `toml:"summary_signed"` // signed and encrypted mail: "whole" (default), "hold"
+	SumAsk     string `toml:"summary_ask"`    // who may ask for the whole mail: "recipient" (default), "node"
+	Keep       string `toml:"keep"`           // "end" (default): the origin keeps a copy until the destination's receipt; "hop": until the next hop's
 
 	Known []string `toml:"-"` // what Recipients says; nil: anybody
 	at    source
@@ -334,6 +337,10 @@ func (c *Config) defaults() {
 		set(&c.Routes[i].Keep, "end")
 		if c.Routes[i].OneWay {
 			set(&c.Routes[i].Repeat, 3)
+		}
+		if c.Routes[i].Summary > 0 {
+			set(&c.Routes[i].SumSigned, "whole")
+			set(&c.Routes[i].SumAsk, "recipient")
 		}
 	}
 	names := map[string]int{}

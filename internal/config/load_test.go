@@ -392,7 +392,7 @@ func TestWritePeer(t *testing.T) {
 			RelayTo: []string{}, MaxBytes: 2 << 30, MaxCount: 3, Card: "-----BEGIN MOCHILA CARD-----\nAB+/==\n\\\"\"\"\n-----END MOCHILA CARD-----\n",
 		},
 		Contacts: []Contact{{Name: "x", Node: "inn", Carrier: "dir:/media/a \"b\"\n", When: when, Every: 60e9, Linger: 30e9, MaxBytes: 1e6, MaxPacket: 5e5, Overdue: Duration(day), Reaches: []string{"hub"}}},
-		Routes: []Route{{To: []string{"*.inn.example"}, From: []string{"<>"}, Node: "inn", Path: []string{"hub"}, MaxSize: 1 << 20, Lifetime: Duration(week), Keep: "hop"},
+		Routes: []Route{{To: []string{"*.inn.example"}, From: []string{"<>"}, Node: "inn", Path: []string{"hub"}, MaxSize: 1 << 20, Lifetime: Duration(week), Keep: "hop", Summary: 64 << 10, SumSigned: "hold", SumAsk: "node"},
 			{To: []string{"down.inn.example"}, Node: "inn", Keep: "end", OneWay: true, Repeat: 7}},
 		Delivers: []Deliver{{To: []string{"y"}, From: []string{"z"}, Via: "lmtp:/x", MaxSize: 1e3}},
 	}

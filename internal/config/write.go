@@ -224,6 +224,9 @@ func (f PeerFile) text() string {
 		size("max_size", r.MaxSize)
 		dur("lifetime", r.Lifetime)
 		str("keep", r.Keep)
+		size("summary", r.Summary)
+		str("summary_signed", r.SumSigned)
+		str("summary_ask", r.SumAsk)
 		if r.OneWay {
 			b.WriteString("oneway = true\n")
 			fmt.Fprintf(&b, "repeat = %d\n", r.Repeat)

@@ -44,6 +44,7 @@ type Status struct {
 	Dead       int             `json:"dead"`       // dead letters
 	Quarantine int             `json:"quarantine"` // items
 	Card       CardStatus      `json:"card"`
+	ForReaders HeldStatus      `json:"for_readers"` // what is held because a summary of it went ahead
 	Warnings   []string        `json:"warnings,omitempty"`
 	Listen     []string        `json:"listen,omitempty"`
 	Jobs       []JobChannel    `json:"jobs,omitempty"` // channels on which something waits
@@ -54,6 +55,12 @@ type CardStatus struct {
 	Serial    uint64    `json:"serial"`
 	UseUntil  time.Time `json:"use_until"`
 	KeepUntil time.Time `json:"keep_until"`
+}
+
+// HeldStatus counts mails that are held.
+type HeldStatus struct {
+	Mails int   `json:"mails"`
+	Bytes int64 `json:"bytes"`
 }
 
 // SpoolStatus tells about the disk.

@@ -184,6 +184,8 @@ func measureNumbers(m *metrics, c bridge.Numbers) {
 	m.one("bytes_entered_total", "counter", "Their content, in bytes.", float64(c.Bytes))
 	m.one("recipients_sealed_total", "counter", "Recipients given to carriers, again ones included.", float64(c.Sealed))
 	m.one("notices_total", "counter", "Delivery status notifications written here.", float64(c.Notices))
+	m.one("summaries_total", "counter", "Summaries that went ahead of mail which is held until a reader asks.", float64(c.Summaries))
+	m.one("summaries_released_total", "counter", "Mails that were let go because a reader asked.", float64(c.Released))
 	m.family("recipients_tried_total", "counter", "Results for recipients, by the word of the log: sent, deferred, bounced, arrived, expired.")
 	words := []string{"sent", "deferred", "bounced"}
 	for w := range c.Tries {

@@ -304,7 +304,7 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		x := route.Rule{To: r.To, From: r.From, MaxSize: int64(r.MaxSize), Node: ids[r.Node], NodeName: r.Node, Lifetime: time.Duration(r.Lifetime), KeepHop: r.Keep == "hop", OneWay: r.Repeat,
-			UpTo: int64(r.UpTo), Known: addresses(r.Known)}
+			UpTo: int64(r.UpTo), Known: addresses(r.Known), Summary: route.Summary{Above: int64(r.Summary), Signed: r.SumSigned == "hold", Anyone: r.SumAsk == "node"}}
 		for _, name := range r.Path {
 			x.Path = append(x.Path, ids[name])
 		}

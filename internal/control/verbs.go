@@ -541,6 +541,9 @@ func (n *Node) status() (*Status, error) {
 		return nil, err
 	}
 	s.Quarantine = len(q)
+	if s.ForReaders.Mails, s.ForReaders.Bytes, err = n.bridge.HeldForReaders(); err != nil {
+		return nil, err
+	}
 	channels, err := n.jobChannels()
 	if err != nil {
 		return nil, err

@@ -187,7 +187,11 @@ func (n *Node) trace(text string) (*Trace, error) {
 				continue
 			}
 			line := words.dest(leg.Dest) + ": " + leg.State.String()
-			if w := words.waiting(leg); w != "" {
+			w := words.waiting(leg)
+			if leg.State == spool.Held {
+				w = leg.Last.Text
+			}
+			if w != "" {
 				line += ", " + w
 			}
 			if !leg.At.IsZero() {
@@ -238,6 +242,9 @@ func (n *Node) routeTest(from, to string, size int64) *RouteTest {
 		t.OK = true
 		t.Result = fmt.Sprintf("%s: to node %s, next hop %s", to, d.Rule.NodeName, n.words().hops(d.Rule.Node))
 		t.Next = n.nextContact(d.Rule.Node)
+		if above := d.Rule.Summary.Above; above > 0 && (size == 0 || size > above) {
+			t.Result += fmt.Sprintf("; above %d bytes a summary goes ahead, and the mail is held until a reader asks", above)
+		}
 	}
 	return t
 }

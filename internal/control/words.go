@@ -137,6 +137,8 @@ func (w *words) queueItem(it *spool.Item) QueueItem {
 		l := QueueLeg{Dest: w.dest(leg.Dest), State: leg.State.String(), At: leg.At, Attempts: leg.Attempts, Carrier: leg.Carrier}
 		if leg.Last.Code != 0 {
 			l.Reason = leg.Last.String()
+		} else if leg.State == spool.Held {
+			l.Reason = leg.Last.Text
 		}
 		if l.Reason == "" && it.Problem != "" {
 			l.Reason = it.Problem
