@@ -137,6 +137,15 @@ func (im *image) with(pick func(i int) bool) []byte {
 	return b
 }
 
+// traces skips a test, loudly, where strace can do nothing, injections included.
+func traces(t *testing.T, strace string) {
+	t.Helper()
+	out, err := exec.Command(strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1000+", "true").CombinedOutput()
+	if err != nil {
+		t.Skipf("SKIPPED LOUDLY: strace cannot trace here (%v: %s): what needs it was not tried", err, out)
+	}
+}
+
 // TestIndexPowerCuts records every write to the index of a working process, and opens what a power cut may leave
 // behind each of them: with all, none, all but one, and only one of the writes that were not synced, and with a
 // half-written last one.
@@ -161,7 +170,8 @@ func TestIndexPowerCuts(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "strace")
 	cmd := child(t, "small", dir, strace, "-f", "-y", "-e", "trace=write,pwrite64,pwritev,fdatasync,fsync,ftruncate,fallocate", "-e", "signal=none", "-xx", "-s", "100000000", "-o", log)
 	if out, err := cmd.Output(); err != nil {
-		t.Skipf("SKIPPED LOUDLY: strace cannot trace here (%v, %s): the index's crash proof was not run", err, out)
+		traces(t, strace)
+		t.Fatalf("the child: %v: %s", err, out)
 	}
 	text, err := os.ReadFile(log)
 	if err != nil {
