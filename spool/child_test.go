@@ -108,7 +108,7 @@ func turn(s *Spool, i, size int) error {
 
 // childWork works with eight goroutines until it is killed.
 func childWork(dir string) error {
-	s, err := Open(dir, Options{InlineMax: 1000, TraceKeep: 1 << 20})
+	s, err := Open(dir, Options{InlineMax: 1000, TraceKeep: 1 << 20, Log: 256 << 10})
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func smallTurns() int {
 
 // childSmall does little and ends: with three goroutines, all content in the index.
 func childSmall(dir string) error {
-	s, err := Open(dir, Options{TraceKeep: 1 << 20})
+	s, err := Open(dir, Options{TraceKeep: 1 << 20, Log: 40 << 10}) // a checkpoint every few commits
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,8 @@ import (
 
 // stage is what was true at one moment of a scenario.
 type stage struct {
-	from, to int    // operations of the disk before the commit, and when it had certainly been acknowledged
-	index    []byte // the index file then
+	from, to int               // operations of the disk before the commit, and when it had certainly been acknowledged
+	index    map[string]sparse // index and log then
 	live     map[envelope.ID][]byte
 	done     map[envelope.ID]bool
 	quar     int
@@ -46,11 +46,7 @@ func (c *scenario) commit(change func(*stage), fn func(*Tx) error) {
 
 func (c *scenario) note(from, to int) {
 	c.t.Helper()
-	index, err := os.ReadFile(filepath.Join(c.dir, indexFile))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	st := stage{from: from, to: to, index: index, live: map[envelope.ID][]byte{}, done: map[envelope.ID]bool{}, quar: c.now.quar}
+	st := stage{from: from, to: to, index: readSparse(c.t, c.dir), live: map[envelope.ID][]byte{}, done: map[envelope.ID]bool{}, quar: c.now.quar}
 	for id, b := range c.now.live {
 		st.live[id] = b
 	}
@@ -146,9 +142,7 @@ func TestPowerCuts(t *testing.T) {
 func (c *scenario) check(n int, loss durabletest.Loss, st, acked *stage) {
 	t := c.t
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(c.dir, indexFile), st.index, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	writeSparse(t, c.dir, st.index)
 	disk := c.disk.At(n, loss)
 	s, err := Open(c.dir, Options{FS: disk, InlineMax: 8})
 	if err != nil {

@@ -65,14 +65,17 @@ func (s *Spool) checkIdentity() error {
 }
 
 // Copied reports whether the index is not the file that was written to last: the spool was copied, or restored from a
-// backup, and has not been accepted since. What it remembers may be older than what its peers saw.
+// backup, or the end of its log could not be read, and it has not been accepted since. What it remembers may be older than what its peers saw.
 func (s *Spool) Copied() bool { return s.copied.Load() }
 
 // AcceptCopy makes this copy the original; call it when the consequences have been drawn (a new incarnation).
 func (s *Spool) AcceptCopy() error {
 	err := s.Apply(func(tx *Tx) error {
-		tx.b.wrote = true
-		return putIdentity(tx.tx, s.path(indexFile))
+		id, err := identity(s.path(indexFile))
+		if err != nil {
+			return err
+		}
+		return tx.put(bkMeta, metaIdentity, []byte(id))
 	})
 	if err == nil {
 		s.copied.Store(false)

@@ -56,6 +56,7 @@ func (t *KV) Put(key, value []byte) error {
 	}
 	t.tx.b.wrote = true
 	t.tx.b.bytes += len(value)
+	t.tx.b.log(walKVPut, bkKV, t.name, key, value)
 	if t.b == nil {
 		b, err := t.tx.bucket(bkKV).CreateBucketIfNotExists([]byte(t.name))
 		if err != nil {
@@ -78,6 +79,7 @@ func (t *KV) Delete(key []byte) error {
 		return nil
 	}
 	t.tx.b.wrote = true
+	t.tx.b.log(walKVDel, bkKV, t.name, key, nil)
 	if err := t.b.Delete(key); err != nil {
 		return fmt.Errorf("removing from table %q: %w", t.name, err)
 	}

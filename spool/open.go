@@ -30,7 +30,7 @@ var (
 )
 
 // mapSize is how much address space the index gets at once: growing it beyond waits for all views to end.
-const mapSize = 1 << (18 + 14*(^uint(0)>>63)) // 4 GiB on 64 bits, 256 KiB on 32
+const mapSize = 1 << (26 + 6*(^uint(0)>>63)) // 4 GiB on 64 bits, 64 MiB on 32
 
 // Open opens the spool in dir, made if missing, and brings it into order after whatever happened: temporary files and
 // bodies that no item mentions are removed, records that cannot be read are set aside, items whose body is gone are
@@ -57,7 +57,11 @@ func (s *Spool) open() (err error) {
 	}
 	if err != nil {
 		if s.db != nil {
+			s.cp.unpin()
 			s.db.Close()
+		}
+		if s.cp.wal != nil {
+			s.cp.wal.close()
 		}
 		s.lock.Unlock()
 	}
@@ -110,6 +114,9 @@ func boltOptions() *bolt.Options {
 func (s *Spool) openIndex() error {
 	os.Remove(s.path(indexFile + ".new")) // an unfinished compaction or birth
 	path := s.path(indexFile)
+	if err := s.recoverIndex(path); err != nil {
+		return err
+	}
 	switch st, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := s.makeIndex(path); err != nil {
@@ -191,6 +198,11 @@ func (s *Spool) openDB(path string) (err error) {
 	case err != nil:
 		return fmt.Errorf("index %q is damaged or not an index: %w", path, err)
 	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	s.cp.mapped, s.cp.limit = mappedFor(st.Size()), s.o.Log
 	return nil
 }
 

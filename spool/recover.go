@@ -22,6 +22,8 @@ type Recovery struct {
 	Missing   []envelope.ID // items held because their content is gone
 	Poisoned  []envelope.ID // records set aside because they cannot be read
 	Compacted int64         // bytes of the index given back
+	Redone    int           // commits that were in the log only
+	LogDamage string        // what the log has lost, so that commits are gone that were durable; the files are in the quarantine
 }
 
 // Recovered tells what Open found to do.

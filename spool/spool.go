@@ -59,6 +59,7 @@ type Options struct {
 	TraceAge      time.Duration // and for how long; default 90 days
 	QuarantineMax int64         // bytes of quarantined input; default 1 GiB
 	Ballast       int64         // bytes kept allocated for recording outcomes on a full disk; default 8 MiB, negative: none
+	Log           int64         // bytes of log between two checkpoints; default 16 MiB, at most a hundredth of the disk
 	Spare         int64         // bytes in files of ended mail that are kept to be written again; default 64 MiB, negative: none
 	// Free tells how much room the disk has; default asks the system.
 	Free func() (free, total int64, err error)
@@ -84,6 +85,12 @@ func (o Options) withDefaults(dir string) Options {
 	}
 	if o.Ballast == 0 {
 		o.Ballast = 8 << 20
+	}
+	if o.Log == 0 {
+		o.Log = 16 << 20
+		if _, total, err := durable.Free(dir); err == nil {
+			o.Log = min(o.Log, total/100)
+		}
 	}
 	if o.Spare == 0 {
 		o.Spare = 64 << 20
@@ -113,6 +120,8 @@ type Spool struct {
 	wakes  wakeTable
 	bodies bodyTable
 	spares spareFiles
+	cp     checkpoints
+	redo   []byte // the writer's buffer for records of the log
 
 	requests chan *request
 	soon     chan *request
@@ -157,12 +166,28 @@ func (s *Spool) Close() error {
 		<-s.stopped
 		s.chores.close()
 		s.dropSpares()
-		s.closeErr = s.db.Close()
+		s.closeErr = s.closeIndex()
 		if err := s.lock.Unlock(); s.closeErr == nil {
 			s.closeErr = err
 		}
 	})
 	return s.closeErr
+}
+
+// closeIndex settles and closes index and log. After a failure the log stays as it is: the next start reads it.
+func (s *Spool) closeIndex() error {
+	var err error
+	if s.broken.Load() == nil {
+		err = s.settle()
+	}
+	s.cp.unpin()
+	if cerr := s.db.Close(); err == nil {
+		err = cerr
+	}
+	if cerr := s.cp.wal.close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // destTable numbers destinations: the index holds numbers.

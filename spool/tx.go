@@ -78,6 +78,7 @@ func (tx *Tx) put(k bucket, key, value []byte) error {
 	}
 	tx.b.wrote = true
 	tx.b.bytes += len(value)
+	tx.b.log(walPut, k, "", key, value)
 	if err := tx.bucket(k).Put(key, value); err != nil {
 		return fmt.Errorf("writing to index %q: %w", bucketNames[k].name, err)
 	}
@@ -90,6 +91,7 @@ func (tx *Tx) del(k bucket, key []byte) error {
 		return errReadOnly
 	}
 	tx.b.wrote = true
+	tx.b.log(walDel, k, "", key, nil)
 	if err := tx.bucket(k).Delete(key); err != nil {
 		return fmt.Errorf("removing from index %q: %w", bucketNames[k].name, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -42,6 +41,8 @@ type batch struct {
 	adopted  []*Body
 	finished int
 	due      []uint32 // destinations that the commit gave something to
+	redo     []byte   // the changes, as the log keeps them, behind room for the record's head; nil: not kept
+	ops      int      // how many they are
 	bytes    int
 	wrote    bool
 	recount  bool // the changes do not tell all: count anew
@@ -261,7 +262,7 @@ func (s *Spool) begin() (*batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a transaction: %w", err)
 	}
-	b := &batch{}
+	b := &batch{redo: append(s.redo[:0], zeros[:walHead]...)}
 	b.tx = &Tx{s: s, tx: tx, b: b, now: time.Now()}
 	return b, nil
 }
@@ -282,7 +283,7 @@ func (s *Spool) rollback(b *batch) {
 // finish commits b, lets memory follow, and answers.
 func (s *Spool) finish(b *batch, ok []*request) {
 	err := s.flush(b, ok)
-	for errors.Is(err, ErrFull) && (s.dropSpares() || s.dropBallast()) {
+	for errors.Is(err, ErrFull) && (s.saveRoom() || s.dropSpares() || s.dropBallast()) {
 		// Once more: what ends mail goes through now, new mail is refused.
 		if b, ok, err = s.restart(b, ok); err != nil {
 			return
@@ -319,13 +320,12 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 	for _, d := range b.unlink {
 		s.bodies.add(d.name)
 	}
-	id := b.tx.tx.ID()
-	if err := b.tx.tx.Commit(); err != nil {
+	if err := s.makeDurable(b); err != nil {
 		for _, d := range b.unlink {
 			s.bodies.remove(d.name)
 		}
 		s.rollback(b)
-		return s.commitFailed(id, err)
+		return err
 	}
 	s.done.Add(int64(b.finished))
 	for _, body := range b.adopted {
@@ -340,12 +340,59 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 	return nil
 }
 
+// makeDurable commits b: by the log, and then to the index without a sync; or by the index alone, when its map may have
+// to grow, or the disk was full.
+func (s *Spool) makeDurable(b *batch) error {
+	if cap(b.redo) <= 2*maxBatchBytes {
+		s.redo = b.redo
+	}
+	c := &s.cp
+	id := b.tx.tx.ID()
+	if c.plain = max(c.plain-1, 0); c.plain > 0 || s.tight(b) {
+		if err := s.settle(); err != nil {
+			return err
+		}
+		if err := b.tx.tx.Commit(); err != nil {
+			return s.commitFailed(id, err)
+		}
+		return s.view(func(tx *bolt.Tx) error {
+			c.mapped = max(c.mapped, mappedFor(tx.Size()))
+			return nil
+		})
+	}
+	if !c.logging {
+		if err := s.startLog(); err != nil {
+			return s.logFailed(err)
+		}
+	}
+	if err := c.wal.append(b.redo); err != nil {
+		return s.logFailed(err)
+	}
+	if err := b.tx.tx.Commit(); err != nil {
+		if err = s.commitFailed(id, err); errors.Is(err, ErrFull) {
+			if eerr := c.wal.erase(); eerr != nil {
+				return s.breakDown(eerr)
+			}
+		}
+		return err
+	}
+	return s.follow()
+}
+
+// logFailed decides whether the spool can go on: a record that found no room is not there.
+func (s *Spool) logFailed(err error) error {
+	if isFull(err) && !errors.Is(err, errUnsynced) {
+		return fmt.Errorf("%w: writing the log: %w", ErrFull, err)
+	}
+	return s.breakDown(err)
+}
+
 // commitFailed decides whether the index can go on. A full disk is noticed while pages are written that nothing
 // refers to yet: the transaction is undone and that is all. But once the page that makes the transaction valid may
 // have been written, or a sync has failed, memory and disk may differ for good, and every further write could
 // overwrite pages in use.
 func (s *Spool) commitFailed(id int, err error) error {
-	safe := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	safe := isFull(err)
 	if safe {
 		verr := s.db.View(func(tx *bolt.Tx) error {
 			if tx.ID() >= id {
@@ -358,6 +405,11 @@ func (s *Spool) commitFailed(id int, err error) error {
 	if safe {
 		return fmt.Errorf("%w: writing the index: %w", ErrFull, err)
 	}
+	return s.breakDown(err)
+}
+
+// breakDown makes an error final.
+func (s *Spool) breakDown(err error) error {
 	err = fmt.Errorf("%w: %w; restart to read what the disk holds", ErrBroken, err)
 	s.broken.Store(&err)
 	return err
