@@ -317,7 +317,7 @@ func TestFailedSync(t *testing.T) {
 	if err != nil {
 		t.Skip("SKIPPED LOUDLY: strace is not installed: failing fsyncs were not tried")
 	}
-	for _, when := range []string{"5+", "6+"} { // of the data, of the meta page
+	for _, when := range []string{"5+", "6+"} { // of the base of the log, or of one record or another
 		dir := t.TempDir()
 		fill(t, dir)
 		cmd := child(t, "broke", dir, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when="+when)

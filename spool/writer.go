@@ -10,7 +10,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Bounds of one commit: enough to amortise its two fsyncs, small enough to keep the wait short and memory bounded.
+// Bounds of one commit: enough to amortise its sync, small enough to keep the wait short and memory bounded.
 const (
 	maxBatch      = 1024
 	maxBatchBytes = 4 << 20
