@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"sync"
@@ -26,7 +25,7 @@ type Body struct {
 	buf      []byte // content while it is small
 	f        durable.File
 	w        *bufio.Writer
-	h        hash.Hash
+	h        *envelope.Summer
 	name     fileName
 	size     int64
 	asked    int64 // size at which the disk was asked for room last
@@ -84,7 +83,7 @@ func (b *Body) spill(p []byte) (int, error) {
 			return 0, err
 		}
 		if !b.vouched {
-			b.h = sha256.New()
+			b.h = envelope.NewSummer()
 			b.h.Write(b.buf)
 		}
 		b.w = bufio.NewWriterSize(b.f, 32<<10)
@@ -145,7 +144,7 @@ func (b *Body) Finish() error {
 		return b.err
 	}
 	if b.h != nil {
-		b.h.Sum(b.sum[:0])
+		b.sum = b.h.Sum()
 	}
 	b.finished = true
 	return nil

@@ -3,11 +3,9 @@ package deliver
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 
 	"mochila/internal/envelope"
@@ -22,13 +20,13 @@ var errCorrupt = errors.New("stored content does not match its checksum")
 // checked reads content to its end and fails there, with errCorrupt, unless it is what the envelope promises.
 type checked struct {
 	r   io.Reader
-	h   hash.Hash
+	h   *envelope.Summer
 	n   int64
 	env *envelope.Envelope
 }
 
 func newChecked(r io.Reader, env *envelope.Envelope) *checked {
-	return &checked{r: r, h: sha256.New(), env: env}
+	return &checked{r: r, h: envelope.NewSummer(), env: env}
 }
 
 func (c *checked) Read(p []byte) (int, error) {
@@ -42,7 +40,7 @@ func (c *checked) Read(p []byte) (int, error) {
 		switch {
 		case c.n != c.env.Size:
 			err = fmt.Errorf("%w: %d bytes, not %d", errCorrupt, c.n, c.env.Size)
-		case [32]byte(c.h.Sum(nil)) != c.env.Sum:
+		case c.h.Sum() != c.env.Sum:
 			err = errCorrupt
 		}
 	}
