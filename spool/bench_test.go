@@ -142,3 +142,33 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkLeaseUpTo looks for small content behind 20,000 large ones.
+func BenchmarkLeaseUpTo(b *testing.B) {
+	s, err := Open(b.TempDir(), Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	data := make([]byte, 17_000)
+	for done := 0; done < 20_000; done += 1000 {
+		err := s.Apply(func(tx *Tx) error {
+			for range 1000 {
+				it := mail(nil, "node:a")
+				it.Env.Size = int64(len(data))
+				if err := tx.Add(it, &Body{s: s, buf: data, size: int64(len(data)), finished: true}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		if got, larger, err := s.LeaseUpTo("node:a", 512, 1<<20, 4096); len(got) != 0 || !larger || err != nil {
+			b.Fatal(got, larger, err)
+		}
+	}
+}

@@ -604,3 +604,46 @@ func TestClosed(t *testing.T) {
 		t.Errorf("wake: %v", err)
 	}
 }
+
+// TestLeaseUpTo: a way that takes no large content passes over it in every class, wherever it stands, and says so.
+func TestLeaseUpTo(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	put := func(prio, size int) envelope.ID {
+		data := make([]byte, size)
+		it := mail(data, "node:a")
+		it.Env.Priority = prio
+		add(t, s, it, data)
+		return it.Env.ID
+	}
+	var want []envelope.ID
+	var big []Ref
+	for _, prio := range []int{9, 0, -9} {
+		want = append(want, put(prio, 10))
+		put(prio, 12_000)
+		for _, size := range []int{20_000, 30_000, 200_000} {
+			big = append(big, Ref{put(prio, size), 0})
+		}
+	}
+	put(-9, 17_000)
+	lease := func(maxItem int64) (ids []envelope.ID, larger bool) {
+		t.Helper()
+		got, larger, err := s.LeaseUpTo("node:a", 100, 0, maxItem)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range got {
+			ids = append(ids, l.Item.Env.ID)
+			s.Release(l.Ref())
+		}
+		return ids, larger
+	}
+	if got, larger := lease(11_000); !slices.Equal(got, want) || !larger {
+		t.Errorf("leased %v, larger %v; want %v", got, larger, want)
+	}
+	for maxItem, n := range map[int64]int{0: 16, 200_000: 16, 199_999: 13, 16_999: 6, 17_000: 7, 25_000: 10, 9: 0} {
+		if got, larger := lease(maxItem); len(got) != n || larger != (n < 16) {
+			t.Errorf("up to %d bytes: %d items, larger %v; want %d", maxItem, len(got), larger, n)
+		}
+	}
+	clean(t, s)
+}
