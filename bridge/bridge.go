@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,21 +52,22 @@ type Options struct {
 
 // Bridge is one node at work. Its methods may be called from several goroutines.
 type Bridge struct {
-	spool  *spool.Spool
-	keys   *seal.Keyring
-	log    *slog.Logger
-	now    func() time.Time
-	opt    Options
-	codec  *bundle.Codec
-	policy atomic.Pointer[Policy]
-	clock  clock
-	ses    sessions
-	out    dispatcher
-	quota  quotas
-	errors budgets
-	counts counters
-	gather gathering
-	jobs   *jobs.Jobs
+	spool   *spool.Spool
+	keys    *seal.Keyring
+	log     *slog.Logger
+	now     func() time.Time
+	opt     Options
+	codec   *bundle.Codec
+	benches chan struct{} // places where small loads are sealed: as many at a time as there are processors for
+	policy  atomic.Pointer[Policy]
+	clock   clock
+	ses     sessions
+	out     dispatcher
+	quota   quotas
+	errors  budgets
+	counts  counters
+	gather  gathering
+	jobs    *jobs.Jobs
 
 	mu       sync.Mutex
 	contacts map[string]*contactState // by contact key
@@ -109,6 +111,7 @@ func New(o Options) (*Bridge, error) {
 	if b.codec, err = bundle.NewCodec(); err != nil {
 		return nil, fmt.Errorf("prepare the compressor: %w", err)
 	}
+	b.benches = make(chan struct{}, max(4, 2*runtime.GOMAXPROCS(0)))
 	b.out.init(b)
 	b.SetPolicy(o.Policy)
 	if err := b.clock.load(b); err != nil {

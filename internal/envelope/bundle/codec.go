@@ -30,7 +30,7 @@ type Codec struct {
 	inflate     *zstd.Decoder // the same
 	writers     sync.Pool     // of *zstd.Encoder, for streams
 	readers     sync.Pool     // of *zstd.Decoder, for streams
-	buffers     sync.Pool     // of *[]byte, capacity MaxFrame
+	buffers     sync.Pool     // of *[]byte
 }
 
 // NewCodec makes a Codec. It fails only when the program was built with another dictionary than the frozen one.
@@ -86,16 +86,21 @@ func (c *Codec) putReader(d *zstd.Decoder) {
 	}
 }
 
-// buffer lends an empty buffer of capacity MaxFrame.
-func (c *Codec) buffer() []byte {
-	if b, ok := c.buffers.Get().(*[]byte); ok {
+// buffer lends an empty buffer with room for n bytes. Most bundles are far smaller than a frame may be: what hundreds of
+// contacts hold at a time grows with what they carry.
+func (c *Codec) buffer(n int) []byte {
+	if b, ok := c.buffers.Get().(*[]byte); ok && cap(*b) >= n {
 		return (*b)[:0]
 	}
-	return make([]byte, 0, MaxFrame)
+	size := 16 << 10
+	for size < n {
+		size *= 2
+	}
+	return make([]byte, 0, size)
 }
 
 func (c *Codec) putBuffer(b []byte) {
-	if cap(b) >= MaxFrame {
+	if cap(b) > 0 && cap(b) <= 2*MaxFrame {
 		b = b[:0]
 		c.buffers.Put(&b)
 	}

@@ -166,7 +166,7 @@ func (b *Reader) inflate(method byte, raw int64) error {
 	if err != nil {
 		return err
 	}
-	in := b.c.buffer()[:packed]
+	in := b.c.buffer(int(packed))[:packed]
 	defer b.c.putBuffer(in)
 	if _, err := io.ReadFull(b.in, in); err != nil {
 		return cut(err)
@@ -175,7 +175,7 @@ func (b *Reader) inflate(method byte, raw int64) error {
 	if err := h.Decode(in); err != nil || h.Skippable || (h.DictionaryID == mailDictID) != (method == methodDict) {
 		return badFormat("frame is not compressed by method %d", method)
 	}
-	buf := b.c.buffer()
+	buf := b.c.buffer(int(raw))
 	out, err := b.c.inflate.DecodeAll(in, buf[:0:raw])
 	if err != nil || int64(len(out)) != raw {
 		b.c.putBuffer(buf)

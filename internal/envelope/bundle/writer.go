@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"mochila/internal/envelope"
 )
@@ -30,7 +31,7 @@ type Writer struct {
 
 // NewWriter begins a bundle on w. The first error of w comes back from a later call. Close must be called.
 func (c *Codec) NewWriter(w io.Writer, h Header, o Options) *Writer {
-	b := &Writer{c: c, w: w, pad: o.Pad, raw: c.buffer()}
+	b := &Writer{c: c, w: w, pad: o.Pad, raw: c.buffer(0)}
 	b.write(h.append(nil))
 	return b
 }
@@ -98,7 +99,7 @@ func (b *Writer) envelope(e *envelope.Envelope, content io.Reader) error {
 	b.room(len(head) + int(e.Size))
 	b.raw = append(b.raw, head...)
 	at := len(b.raw)
-	b.raw = b.raw[:at+int(e.Size)]
+	b.raw = slices.Grow(b.raw, int(e.Size))[:at+int(e.Size)]
 	if _, err := io.ReadFull(in, b.raw[at:]); err != nil {
 		return short(err, ErrSum)
 	}
@@ -139,7 +140,7 @@ func (b *Writer) flush() {
 	if b.err != nil || len(b.raw) == 0 {
 		return
 	}
-	method, body := byte(methodDict), b.c.buffer()
+	method, body := byte(methodDict), b.c.buffer(len(b.raw))
 	if len(b.raw) <= dictUseful {
 		body = b.c.dict.EncodeAll(b.raw, body)
 	} else {
@@ -177,7 +178,7 @@ func (b *Writer) stream(head []byte, content *verifier) error {
 	}
 	front := io.MultiReader(bytes.NewReader(head), bytes.NewReader(sample))
 	raw := int64(len(head)) + content.size
-	tried := b.c.plain.EncodeAll(sample, b.c.buffer())
+	tried := b.c.plain.EncodeAll(sample, b.c.buffer(len(sample)))
 	defer b.c.putBuffer(tried)
 	if len(tried) > len(sample)-len(sample)/16 {
 		b.frame(methodStored, raw, 0)
