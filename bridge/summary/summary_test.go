@@ -138,7 +138,7 @@ func TestMails(t *testing.T) {
 		not        string   // what stands nowhere
 	}{
 		{"text and a photo", kind("mixed", "b") + part("b", plain, "Hello Bob\n") + part("b", jpeg, b64(9000)) + "--b--\n", 8 << 10,
-			[]string{"text/plain|Hello Bob", held + "a.jpg (image/jpeg, 9.0 kB). Answer this mail to get it.]"},
+			[]string{"text/plain|Hello Bob", held + "a.jpg (image/jpeg, 9.0 kB). Reply to this mail to get it.]"},
 			[]string{"One part of it, 9.0 kB, is held at hub", "Ana <ana@hub.example>", "4 March 2027, 05:06 UTC"}, b64(9000)[:40]},
 		{"small attachments stay", kind("mixed", "b") + part("b", plain, "two\n") + part("b", jpeg, b64(30)) + part("b", jpeg, b64(9000)) + "--b--\n", 8 << 10,
 			[]string{"text/plain|two", "image/jpeg|", held + "a.jpg"}, nil, ""},

@@ -32,8 +32,8 @@ func (c *Choice) note(n Note) string {
 	default:
 		fmt.Fprintf(&b, "%d parts of it, %s, are held at %s", c.Of, size(c.heldSize()), n.Node)
 	}
-	b.WriteString(" to spare the way to you.\n\nTo get the whole mail as it was sent, answer this one; the answer may be empty. It comes as a mail of its own.")
-	b.WriteString("\nWhat you write in the answer is read by nobody.")
+	b.WriteString(" because the link to you is slow or costly.\n\nTo get the whole mail as it was sent, reply to this one; the reply may be empty. It will come as a mail of its own.")
+	b.WriteString("\nNobody reads what you write in that reply.")
 	if a := m.Author(); a != "" {
 		b.WriteString(" To write to the author, use this address:\n  " + a)
 	}
@@ -84,9 +84,9 @@ func lostNames(lost []string) string {
 func (c *Choice) place(i int, n Note) string {
 	if c.goes[i] > 0 {
 		p := c.m.Parts[i]
-		return fmt.Sprintf("[The text goes on: %s of %s are held at %s. Answer this mail to get all of it.]\n", size(p.Length()-c.goes[i]), size(p.Length()), n.Node)
+		return fmt.Sprintf("[The text goes on: %s of %s are held at %s. Reply to this mail to get all of it.]\n", size(p.Length()-c.goes[i]), size(p.Length()), n.Node)
 	}
-	return fmt.Sprintf("[Held at %s: %s. Answer this mail to get it.]\n", n.Node, c.what(i))
+	return fmt.Sprintf("[Held at %s: %s. Reply to this mail to get it.]\n", n.Node, c.what(i))
 }
 
 // what names a part.

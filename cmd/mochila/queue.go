@@ -30,7 +30,7 @@ place, state, age and size.`,
 	c.AddCommand(a.queueListCmd(), a.queueShowCmd(), a.queueFlushCmd(), a.queueBounceCmd(), a.queueRerouteCmd(), a.queuePriorityCmd())
 	for _, v := range []struct{ verb, short, long, done string }{
 		{"hold", "keep envelopes from going on", "Held envelopes stay until mochila queue release; they still expire.", "held"},
-		{"release", "let held envelopes go on", "", "released"},
+		{"release", "let held envelopes go on", "That is also the answer to a mail whose reader cannot ask for it himself, after its summary went ahead.", "released"},
 		{"retry", "try envelopes again now", "What waits for its next try is due at once; what was sent without a receipt is sent again.", "to be tried now"},
 		{"expire", "end envelopes with a notice to the sender", "", "expired"},
 		{"remove", "delete envelopes without a notice to anybody", "Nobody is told: mochila queue expire ends them with a notice.", "removed"},
@@ -186,6 +186,9 @@ func (a *app) queueRow(it control.QueueItem) []string {
 		case "arrived":
 			s += " at " + safe(l.Dest)
 		default:
+			if strings.HasPrefix(l.Reason, control.ForReader) {
+				s = control.ForReader + ","
+			}
 			s += " for " + safe(l.Dest)
 		}
 		if !slices.Contains(states, s) {

@@ -134,6 +134,9 @@ type QueueRecipient struct {
 	Link        string `json:"link,omitempty"`
 }
 
+// ForReader begins the reason of a QueueLeg that is held because its summary went ahead.
+const ForReader = "held until a reader asks"
+
 // QueueLeg is one way of a QueueItem.
 type QueueLeg struct {
 	Dest     string    `json:"dest"`
