@@ -131,6 +131,7 @@ type checkpoints struct {
 	done    chan error
 	plain   int   // so many commits go without the log
 	limit   int64 // bytes of log after which a checkpoint begins
+	commits int   // since the last one began
 	mapped  int64 // bytes of the index that are surely mapped: growing the map waits for readers, and the pin is one
 }
 
@@ -280,6 +281,7 @@ func (s *Spool) beginCheckpoint() error {
 		return err
 	}
 	f := c.wal.files[c.wal.cur]
+	c.commits = 0
 	c.next, c.done = pin, make(chan error, 1)
 	go func() {
 		err := s.db.Sync()
@@ -322,6 +324,10 @@ func (s *Spool) endCheckpoint(wait bool) error {
 	return nil
 }
 
+// checkpointCommits is after how many commits a checkpoint begins at the latest: bbolt looks at every one since the
+// pin whenever a transaction begins.
+const checkpointCommits = 1000
+
 // checkpointBacklog is how many times its usual length a log may reach while a checkpoint runs.
 const checkpointBacklog = 4
 
@@ -331,10 +337,11 @@ func (s *Spool) follow() error {
 	if !c.logging {
 		return nil
 	}
+	c.commits++
 	if err := s.endCheckpoint(c.wal.end > checkpointBacklog*c.limit); err != nil {
 		return err
 	}
-	if c.done == nil && c.wal.end >= c.limit {
+	if c.done == nil && (c.wal.end >= c.limit || c.commits >= checkpointCommits) {
 		s.beginCheckpoint() // when there is no room for it now, the log grows until there is
 	}
 	return nil
