@@ -63,6 +63,7 @@ type SMTP struct {
 	MailRate       int      `toml:"mail_rate"`          // mails of one stranger or account within a minute; default 300
 	Milters        []string `toml:"milters"`            // mail filters, asked in this order: unix:/path, inet:HOST:PORT
 	MilterDefault  string   `toml:"milter_default"`     // what happens when one cannot be asked: "tempfail" (default), "accept"
+	CheckFrom      bool     `toml:"check_from"`         // hold From and Sender of an account's mail to the senders that it may use
 	HideClients    bool     `toml:"hide_clients"`       // Received lines do not tell which user or address a mail came from
 	Finish         Duration `toml:"finish"`             // how long a stopping daemon waits for messages on their way in; default 60s
 }

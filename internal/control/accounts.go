@@ -58,10 +58,7 @@ func (s accounts) loggedIn(a *account.Account, err error) (*smtpd.Account, error
 			return nil, fmt.Errorf("account %q: %w", a.Name, err)
 		}
 		who.MaySend = func(sender string) bool {
-			if sender != "" && route.Domain(sender) == "" {
-				sender += "@" + s.domain
-			}
-			return matchSender(ps, sender)
+			return matchSender(ps, complete(sender, s.domain))
 		}
 	}
 	return who, nil

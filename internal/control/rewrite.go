@@ -6,19 +6,25 @@ import (
 	"strings"
 
 	"mochila/bridge"
+	"mochila/internal/config"
 	"mochila/internal/envelope"
 	"mochila/smtpd"
 	"mochila/smtpd/milter"
 )
 
-// entering is what a mail's content passes on its way into the spool: filters look at it, addresses in its header are
-// rewritten, then it is signed.
+// entering is what a mail's content passes on its way into the spool: an account's author is checked, filters look at it,
+// addresses in its header are rewritten, then it is signed.
 func (n *Node) entering(in smtpd.Intake, m *envelope.Mail) smtpd.Intake {
 	in = n.rewritten(n.signed(in, m))
 	c := n.config()
-	if len(c.SMTP.Milters) == 0 {
-		return in
+	if len(c.SMTP.Milters) > 0 {
+		in = n.screened(in, m, c)
 	}
+	return n.authored(in, m, c)
+}
+
+// screened makes filters look at a mail.
+func (n *Node) screened(in smtpd.Intake, m *envelope.Mail, c *config.Config) smtpd.Intake {
 	f := &milter.Filters{Addrs: c.SMTP.Milters, Accept: c.SMTP.MilterDefault == "accept", Hostname: c.SMTP.Hostname, Dir: n.spool.TempDir(), Log: n.log.With("service", "cleanup")}
 	return f.Screen(in, m)
 }
@@ -33,34 +39,37 @@ func (n *Node) rewritten(in smtpd.Intake) smtpd.Intake {
 	if len(rules) == 0 {
 		return in
 	}
-	return &rewritingIntake{in: in, rules: rules}
+	return &headIntake{in: in, change: func(header []byte) ([]byte, error) { return rewriteHeader(header, rules), nil }}
 }
 
-// maxRewritten is the length of a header up to which it is rewritten. A longer one is no header of a mail.
-const maxRewritten = 256 << 10
+// maxHeader is the length of a header up to which it is looked at. A longer one is no header of a mail.
+const maxHeader = 256 << 10
 
-// rewritingIntake holds the header of a mail until it is whole, and changes addresses in it.
-type rewritingIntake struct {
+// headIntake holds the header of a mail until it is whole, and passes on what change makes of it. A header above maxHeader
+// passes piecemeal: change gets nil for it.
+type headIntake struct {
 	in     smtpd.Intake
-	rules  []bridge.Rewrite
+	change func(header []byte) ([]byte, error)
 	header []byte
 	ended  bool
 }
 
 // Write is smtpd.Intake's.
-func (w *rewritingIntake) Write(p []byte) (int, error) {
+func (w *headIntake) Write(p []byte) (int, error) {
 	if w.ended {
 		return w.in.Write(p)
 	}
 	from := max(0, len(w.header)-3) // the empty line may have begun before p
 	w.header = append(w.header, p...)
 	end := bytes.Index(w.header[from:], []byte("\r\n\r\n"))
-	if end < 0 && len(w.header) <= maxRewritten && !bytes.HasPrefix(w.header, []byte("\r\n")) {
-		return len(p), nil
-	}
-	n := 0
-	if end >= 0 && from+end+2 <= maxRewritten {
+	n := -1
+	switch {
+	case bytes.HasPrefix(w.header, []byte("\r\n")):
+		n = 0
+	case end >= 0 && from+end+2 <= maxHeader:
 		n = from + end + 2
+	case end < 0 && len(w.header) <= maxHeader:
+		return len(p), nil
 	}
 	if err := w.release(n); err != nil {
 		return 0, err
@@ -68,28 +77,35 @@ func (w *rewritingIntake) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// release passes on what was held; the first n bytes are the header.
-func (w *rewritingIntake) release(n int) error {
+// release passes on what was held; the first n bytes are the header, with -1 there is none that is whole.
+func (w *headIntake) release(n int) error {
 	w.ended = true
 	all := w.header
 	w.header = nil
-	if n > 0 {
-		if _, err := w.in.Write(rewriteHeader(all[:n], w.rules)); err != nil {
-			return err
+	var head []byte
+	if n >= 0 {
+		head = all[:n:n]
+		all = all[n:]
+	}
+	head, err := w.change(head)
+	if err != nil {
+		return err
+	}
+	for _, part := range [][]byte{head, all} {
+		if len(part) > 0 {
+			if _, err := w.in.Write(part); err != nil {
+				return err
+			}
 		}
 	}
-	if n == len(all) {
-		return nil
-	}
-	_, err := w.in.Write(all[n:])
-	return err
+	return nil
 }
 
 // Commit is smtpd.Intake's.
-func (w *rewritingIntake) Commit(ctx context.Context) (string, error) {
+func (w *headIntake) Commit(ctx context.Context) (string, error) {
 	if !w.ended {
-		n := 0
-		if bytes.HasSuffix(w.header, []byte("\r\n")) && len(w.header) <= maxRewritten {
+		n := -1
+		if bytes.HasSuffix(w.header, []byte("\r\n")) && len(w.header) <= maxHeader {
 			n = len(w.header) // a mail of a header only
 		}
 		if err := w.release(n); err != nil {
@@ -101,7 +117,7 @@ func (w *rewritingIntake) Commit(ctx context.Context) (string, error) {
 }
 
 // Abort is smtpd.Intake's.
-func (w *rewritingIntake) Abort() { w.in.Abort() }
+func (w *headIntake) Abort() { w.in.Abort() }
 
 // addressFields are the header fields with addresses of those who write, and of those who are written to.
 var addressFields = []string{"from", "sender", "reply-to", "to", "cc", "resent-from", "resent-sender", "resent-to", "resent-cc",

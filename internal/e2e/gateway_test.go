@@ -157,6 +157,7 @@ relay_from = []
 tls_cert = "cert.pem"
 tls_key = "key.pem"
 hide_clients = true
+check_from = true
 [[dkim]]
 domain = "camp.example"
 selector = "s1"
@@ -196,6 +197,10 @@ via = %q
 			t.Fatal(err)
 		}
 	}
+	if err := w.envelope("<ana@camp.example>", "<box@far.example>"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(t, "From: The Boss <boss@camp.example>\r\nSubject: pay\r\n\r\nhi\r\n.", "553 5.7.1 From: <boss@camp.example> is not allowed for ana")
 	w.want(t, "VRFY box@far.example", "252 2.0.0")
 	w.want(t, "ETRN nowhere", "250")
 
