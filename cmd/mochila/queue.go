@@ -129,7 +129,7 @@ func (a *app) queueListCmd() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.node(c.Context(), func(n *control.Client) error {
 				if a.json {
-					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.asJSON(it, true) })
+					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.postqueueJSON(it) })
 				}
 				return a.queueTable(c.Context(), n, f)
 			})
@@ -137,6 +137,14 @@ func (a *app) queueListCmd() *cobra.Command {
 	}
 	f.limited(c)
 	return c
+}
+
+// postqueueJSON prints an envelope as a line of postqueue -j, which has a word for the null sender.
+func (a *app) postqueueJSON(it control.QueueItem) error {
+	if it.Kind == "mail" && it.Sender == "" {
+		it.Sender = "MAILER-DAEMON"
+	}
+	return a.asJSON(it, true)
 }
 
 // queueTable prints a table for each page: widths fit what is there, and a long queue is not held in memory.
@@ -477,7 +485,7 @@ func (a *app) mailqCmd() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.node(c.Context(), func(n *control.Client) error {
 				if a.json {
-					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.asJSON(it, true) })
+					return f.each(c.Context(), n, func(it control.QueueItem) error { return a.postqueueJSON(it) })
 				}
 				v := f.values()
 				if f.limit > 0 {

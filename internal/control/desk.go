@@ -119,8 +119,12 @@ func (m *mailqWriter) end() error {
 	return err
 }
 
-// MailqHeader is the first line of a queue that is not empty, in Postfix's layout for long queue ids.
-var MailqHeader = fmt.Sprintf("%-27s --Size-- ----Arrival Time---- -Sender/Recipient-------\n", "-Queue ID-")
+// MailqHeader is the first line of a queue that is not empty. The layout is Postfix's for long queue ids, with ten columns
+// more for ours.
+const MailqHeader = "---------Queue ID---------- --Size-- ---Arrival Time---- --Sender/Recipient------\n"
+
+// mailqIndent is where senders and recipients begin.
+const mailqIndent = 27 + 1 + 8 + 1 + len(arrivalLayout) + 1
 
 // MailqFooter is the last line: monitoring plugins read it.
 func MailqFooter(count int, bytes int64) string {
@@ -128,9 +132,9 @@ func MailqFooter(count int, bytes int64) string {
 	case 0:
 		return "Mail queue is empty\n"
 	case 1:
-		return fmt.Sprintf("-- %d Kbytes in 1 Request.\n", (bytes+1023)/1024)
+		return fmt.Sprintf("-- %d Kbytes in 1 Request.\n", bytes/1024)
 	}
-	return fmt.Sprintf("-- %d Kbytes in %d Requests.\n", (bytes+1023)/1024, count)
+	return fmt.Sprintf("-- %d Kbytes in %d Requests.\n", bytes/1024, count)
 }
 
 // MailqEntry is one envelope as mailq prints it, with the empty line after it.
@@ -158,7 +162,7 @@ func appendMailq(b []byte, it *QueueItem) []byte {
 	size := strconv.AppendInt(digits[:0], it.MessageSize, 10)
 	b = append(spaces(b, 8-len(size)), size...)
 	b = time.Unix(it.ArrivalTime, 0).AppendFormat(append(b, ' '), arrivalLayout)
-	b = append(append(append(b, "  "...), printable(sender)...), '\n')
+	b = append(append(append(b, ' '), printable(sender)...), '\n')
 	line := func(indent int, text, end string) {
 		b = append(append(append(spaces(b, indent), text...), end...), '\n')
 	}
@@ -170,11 +174,11 @@ func appendMailq(b []byte, it *QueueItem) []byte {
 			line(max(76-utf8.RuneCountInString(reason), 0), "("+reason, ")")
 			last = r.DelayReason
 		}
-		line(58, printable(r.Address), "")
+		line(mailqIndent, printable(r.Address), "")
 	}
 	if len(it.Recipients) == 0 {
 		for _, l := range it.Legs {
-			line(58, printable(l.Dest), "")
+			line(mailqIndent, printable(l.Dest), "")
 		}
 	}
 	return append(b, '\n')

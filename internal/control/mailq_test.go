@@ -18,18 +18,18 @@ func TestMailqEntry(t *testing.T) {
 			QueueItem{QueueName: "active", QueueID: "06H0FRC3BC311SM39HJHIGH2GO", ArrivalTime: at.Unix(), MessageSize: 257, Kind: "mail", Sender: "joe@hub.example",
 				Recipients: []QueueRecipient{{Address: "a@x", DelayReason: "busy"}, {Address: "b@x", DelayReason: "busy"}, {Address: "c\x1b@x", DelayReason: strings.Repeat("é", 80)}}},
 			[]string{
-				"06H0FRC3BC311SM39HJHIGH2GO*      257 Mon Mar  2 08:00:00  joe@hub.example",
-				fmt.Sprintf("%72s(busy)", ""), fmt.Sprintf("%58sa@x", ""), fmt.Sprintf("%58sb@x", ""),
-				"(" + strings.Repeat("é", 80) + ")", fmt.Sprintf("%58sc\\033@x", ""), "", "",
+				"06H0FRC3BC311SM39HJHIGH2GO*      257 Mon Mar  2 08:00:00 joe@hub.example",
+				fmt.Sprintf("%72s(busy)", ""), fmt.Sprintf("%57sa@x", ""), fmt.Sprintf("%57sb@x", ""),
+				"(" + strings.Repeat("é", 80) + ")", fmt.Sprintf("%57sc\\033@x", ""), "", "",
 			},
 		},
 		{
 			QueueItem{QueueName: "hold", QueueID: "SHORT", ArrivalTime: at.Unix(), MessageSize: 1 << 40, Kind: "report", Origin: "hub", Legs: []QueueLeg{{Dest: "camp"}}},
-			[]string{"SHORT                     ! 1099511627776 Mon Mar  2 08:00:00  (report of hub)", fmt.Sprintf("%58scamp", ""), "", ""},
+			[]string{"SHORT                     ! 1099511627776 Mon Mar  2 08:00:00 (report of hub)", fmt.Sprintf("%57scamp", ""), "", ""},
 		},
 		{
 			QueueItem{QueueName: "deferred", QueueID: "06H0FRC3BC311SM39HJHIGH2GO", ArrivalTime: at.Unix(), Kind: "mail", Recipients: []QueueRecipient{{Address: "a@x"}}},
-			[]string{"06H0FRC3BC311SM39HJHIGH2GO         0 Mon Mar  2 08:00:00  MAILER-DAEMON", fmt.Sprintf("%58sa@x", ""), "", ""},
+			[]string{"06H0FRC3BC311SM39HJHIGH2GO         0 Mon Mar  2 08:00:00 MAILER-DAEMON", fmt.Sprintf("%57sa@x", ""), "", ""},
 		},
 	} {
 		if got, want := MailqEntry(c.it), strings.Join(c.want, "\n"); got != want {

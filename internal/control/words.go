@@ -159,7 +159,9 @@ func (w *words) queueItem(it *spool.Item) QueueItem {
 		case spool.Held:
 			q.QueueName = "hold"
 		case spool.Due:
-			if q.QueueName != "hold" {
+			_, delivery := leg.Dest.Via()
+			down := delivery && w.waiting(leg) != "" // the whole place rests: Postfix would call it deferred
+			if q.QueueName != "hold" && !down {
 				q.QueueName = "active"
 			}
 		}

@@ -490,3 +490,6 @@ func tail(s string) string {
 
 // Config is its configuration folder, for MAIL_CONFIG.
 func (p *Postfix) Config() string { return p.path("conf") }
+
+// Run runs one of Postfix's programs on this instance and returns what it prints.
+func (p *Postfix) Run(name string, args ...string) (string, error) { return p.run(name, args...) }
