@@ -1,17 +1,22 @@
 package e2e
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
+	"mochila/internal/control"
 	"mochila/internal/peertest"
 )
 
@@ -202,5 +207,77 @@ func readQueueJSON(t *testing.T, out string) (list []string) {
 		}
 		slices.Sort(to)
 		list = append(list, line+" "+strings.Join(to, " "))
+	}
+}
+
+// TestMailqShowsOwn: each user sees the own mail in the queue and nobody else's, nor what came over the network or was
+// written by an account; root sees all of it.
+func TestMailqShowsOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root to be several users: run the tests as root")
+	}
+	t.Parallel()
+	smtp := peertest.FreePort(t)
+	n := newNode(t, "camp", fmt.Sprintf("domain = \"camp.test\"\n[smtp]\nlisten = [%q]\nauth_without_tls = true\n[[deliver]]\nto = [\"*\"]\nvia = \"smtp:%s\"\n", smtp, deadEnd(t)))
+	n.start()
+	for _, d := range []string{n.dir, n.dir + "/run", n.dir + "/spool"} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.post("/v1/users", control.User{Name: "nobody", Password: "open sesame"}, nil) // the name of a local user, too
+	as := func(uid uint32, stdin string, args ...string) (string, error) {
+		cmd := exec.Command(program("sendmail"), args...)
+		cmd.Env = []string{"MOCHILA_HOME=" + n.dir}
+		cmd.Stdin = strings.NewReader(stdin)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	const one, two = 65534, 65533
+	for uid, to := range map[uint32]string{one: "of-one", two: "of-two", 0: "of-root"} {
+		// the sender's name in the envelope proves nothing
+		if out, err := as(uid, "Subject: x\n\nhello\n", "-f", "same@camp.test", to+"@far.example"); err != nil {
+			t.Fatalf("user %d: %v: %s", uid, err, out)
+		}
+	}
+	if err := send(smtp, "Subject: x\r\n\r\nhello\r\n", "<same@camp.test>", "<of-net@far.example>"); err != nil {
+		t.Fatal(err)
+	}
+	w, err := dial(smtp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	w.want(t, "EHLO c", "250")
+	w.want(t, "AUTH PLAIN "+base64.StdEncoding.EncodeToString([]byte("\x00nobody\x00open sesame")), "235")
+	if err := w.envelope("<same@camp.test>", "<of-account@far.example>"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.content("Subject: x\r\n\r\nhello\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"of-one", "of-two", "of-root", "of-net", "of-account"}
+	for uid, want := range map[uint32][]string{one: {"of-one"}, two: {"of-two"}, 1: nil, 0: all} {
+		for _, args := range [][]string{{"-bp"}, {"-bp", "-v"}} {
+			out, err := as(uid, "", args...)
+			if err != nil {
+				t.Errorf("user %d: %q: %v: %s", uid, args, err, out)
+			}
+			for _, to := range all {
+				if strings.Contains(out, to+"@") != slices.Contains(want, to) {
+					t.Errorf("user %d should see %q:\n%s", uid, want, out)
+				}
+			}
+			end := fmt.Sprintf("-- 0 Kbytes in %d Request", len(want))
+			if len(want) == 0 {
+				end = "Mail queue is empty"
+			} else if len(want) > 1 {
+				end = fmt.Sprintf("in %d Requests.", len(want))
+			}
+			if !strings.Contains(out, end) {
+				t.Errorf("user %d: no %q in\n%s", uid, end, out)
+			}
+		}
 	}
 }
