@@ -130,11 +130,19 @@ func Answer(ctx context.Context, s Stream, r Reception, o StreamOptions) (Stats,
 	return c.run(ctx, nil)
 }
 
-// hangUp closes the stream when ctx is done; the function it returns closes it for good.
+// hangUp cuts the stream when ctx is done; the function it returns closes it for good.
 func (c *contact) hangUp(ctx context.Context) func() {
-	stop := context.AfterFunc(ctx, func() { c.s.Close() })
+	cut := c.s.Close
+	if x, ok := c.s.Stream.(Cutter); ok {
+		cut = x.Cut
+	}
+	stop := context.AfterFunc(ctx, func() { cut() })
 	return func() {
 		stop()
+		if ctx.Err() != nil {
+			cut()
+			return
+		}
 		c.s.Close()
 	}
 }

@@ -176,6 +176,12 @@ type Stream interface {
 	SetWriteDeadline(t time.Time) error
 }
 
+// Cutter is an optional method of a Stream whose Close waits for the other side. Cut does what Close does, and what Close is
+// doing, within seconds: the contact is not wanted any more.
+type Cutter interface {
+	Cut() error
+}
+
 // Dialer opens streams: TCP, a program's stdin and stdout, a serial line.
 type Dialer interface {
 	Dial(ctx context.Context) (Stream, error)

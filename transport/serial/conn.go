@@ -14,6 +14,8 @@ type conn struct {
 	id   uint16
 	over chan struct{} // closed when the goroutine has ended
 	once sync.Once
+	cut  chan struct{} // closed by Cut
+	cuts sync.Once
 
 	out   outgoing
 	in    incoming
@@ -45,7 +47,7 @@ type conn struct {
 
 func newConn(l *line, id uint16) *conn {
 	now := time.Now()
-	return &conn{l: l, id: id, over: make(chan struct{}), heard: now, moved: now, rto: 3 * time.Second}
+	return &conn{l: l, id: id, over: make(chan struct{}), cut: make(chan struct{}), heard: now, moved: now, rto: 3 * time.Second}
 }
 
 // start begins to send.
@@ -278,7 +280,7 @@ func (c *conn) sendBurst(gather, long time.Duration) error {
 	lead := []byte{0}
 	for {
 		l.mu.Lock()
-		if time.Since(start) > long {
+		if time.Since(start) > long || c.isCut() && past(c.limit) {
 			l.mu.Unlock()
 			break
 		}
@@ -485,14 +487,37 @@ func (c *conn) Close() error {
 		c.limit = time.Now().Add(stays + 4*c.l.o.Turnaround + c.l.o.slack() + 2*c.l.o.airtime(len(c.out.buf)))
 		c.l.notify()
 	}
-	limit := c.limit
 	c.l.mu.Unlock()
 	c.once.Do(func() { close(c.over) })
-	if !c.l.wait(c, limit, stalled+c.l.o.slack()) {
+	if !c.l.wait(c, stalled+c.l.o.slack()) {
 		c.fail(fmt.Errorf("%s takes nothing", c.l.o.Name))
 		c.l.close()
 	}
 	return nil
+}
+
+// Cut implements transport.Cutter: what was written may get lost, and the other side may not be told.
+func (c *conn) Cut() error {
+	c.cuts.Do(func() {
+		c.l.mu.Lock()
+		defer c.l.mu.Unlock()
+		if soon := time.Now().Add(cutStays); !c.shut || soon.Before(c.limit) {
+			c.limit = soon
+		}
+		c.shut, c.out.ended = true, true
+		c.l.notify()
+		close(c.cut)
+	})
+	return c.Close()
+}
+
+func (c *conn) isCut() bool {
+	select {
+	case <-c.cut:
+		return true
+	default:
+		return false
+	}
 }
 
 // SetReadDeadline implements transport.Stream.

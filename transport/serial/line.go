@@ -52,7 +52,8 @@ const (
 	ackPause    = 100 * time.Millisecond
 	early       = 20 * time.Millisecond // what is written ahead of the line
 	stalled     = 5 * time.Second       // a port that takes nothing, beside the slack, of a connection past its time
-	lastChance  = time.Second           // the same when the port is closed
+	lastChance  = time.Second           // the same when the port is closed, or the connection is cut
+	cutStays    = 2 * time.Second       // a connection that is cut, after END
 )
 
 // slack is what slow lines get on top of long times.
@@ -77,8 +78,8 @@ type line struct {
 	since    time.Time // when what the port has not taken yet was given to it; zero: there is nothing
 	closed   bool      // nothing is given to the port any more
 
-	closing sync.Once
 	gone    chan struct{} // closed with closed
+	shut    chan struct{} // closed when the port is
 	writing chan struct{} // holds a value while somebody writes
 	free    time.Time     // when the line has sent what was written
 	readers sync.WaitGroup
@@ -86,7 +87,7 @@ type line struct {
 
 // newLine begins to listen to a port.
 func newLine(port io.ReadWriteCloser, o Options, callee bool) *line {
-	l := &line{o: o.withDefaults(), port: port, callee: callee, changed: make(chan struct{}), calls: make(chan *conn, 1), gone: make(chan struct{}), writing: make(chan struct{}, 1)}
+	l := &line{o: o.withDefaults(), port: port, callee: callee, changed: make(chan struct{}), calls: make(chan *conn, 1), gone: make(chan struct{}), shut: make(chan struct{}), writing: make(chan struct{}, 1)}
 	l.readers.Go(l.read)
 	return l
 }
@@ -94,12 +95,15 @@ func newLine(port io.ReadWriteCloser, o Options, callee bool) *line {
 // close ends everything. A port that takes nothing does not hold it up: what was given to it is thrown away, and if it holds the
 // writer even then, the writer is left to it.
 func (l *line) close() {
-	l.closing.Do(func() {
-		l.mu.Lock()
+	l.mu.Lock()
+	first := !l.closed
+	if first {
 		l.closed = true
 		close(l.gone)
 		l.notify()
-		l.mu.Unlock()
+	}
+	l.mu.Unlock()
+	if first {
 		if !l.taken(lastChance) {
 			if p, ok := l.port.(interface{ ResetOutputBuffer() error }); ok {
 				p.ResetOutputBuffer()
@@ -107,14 +111,19 @@ func (l *line) close() {
 			l.taken(lastChance)
 		}
 		l.port.Close()
-	})
+		close(l.shut)
+	}
+	<-l.shut
 	l.readers.Wait()
 	l.mu.Lock()
 	c := l.conn
 	l.mu.Unlock()
 	if c != nil {
 		c.fail(errGone)
-		l.wait(c, time.Now(), 0)
+		l.mu.Lock()
+		c.limit = time.Now()
+		l.mu.Unlock()
+		l.wait(c, 0)
 	}
 }
 
@@ -129,10 +138,10 @@ func (l *line) taken(long time.Duration) bool {
 }
 
 // wait waits until a connection is over. False: it is past its limit, and the port has not taken anything for so long.
-func (l *line) wait(c *conn, limit time.Time, long time.Duration) bool {
-	for {
+func (l *line) wait(c *conn, long time.Duration) bool {
+	for cut := c.cut; ; {
 		l.mu.Lock()
-		since := l.since
+		since, limit := l.since, c.limit
 		l.mu.Unlock()
 		look := limit
 		if past(limit) {
@@ -146,6 +155,9 @@ func (l *line) wait(c *conn, limit time.Time, long time.Duration) bool {
 		case <-c.over:
 			timer.Stop()
 			return true
+		case <-cut:
+			timer.Stop()
+			cut, long = nil, min(long, lastChance)
 		case <-timer.C:
 		}
 	}
@@ -329,6 +341,13 @@ type callersEnd struct{ *conn }
 
 func (e *callersEnd) Close() error {
 	e.conn.Close()
+	e.l.close()
+	return nil
+}
+
+// Cut takes the port along, too.
+func (e *callersEnd) Cut() error {
+	e.conn.Cut()
 	e.l.close()
 	return nil
 }

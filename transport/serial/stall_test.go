@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mochila/internal/peertest"
+	"mochila/transport"
 	"mochila/transport/transporttest"
 )
 
@@ -114,6 +115,52 @@ func TestListenerOfStalledPort(t *testing.T) {
 		}
 		close(p.free)
 	})
+}
+
+// TestCutOfStalledPort: a contact whose time is over, as when the daemon stops, ends within seconds although the port takes
+// nothing, whether it is in the middle of something or waits already in Close.
+func TestCutOfStalledPort(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		for _, closing := range []bool{false, true} {
+			for _, callee := range []bool{false, true} {
+				synctest.Test(t, func(t *testing.T) {
+					p := &stuckPort{free: make(chan struct{}), closed: make(chan struct{}), stubborn: true}
+					o := Options{Full: full}
+					var s transport.Stream
+					end := func() {}
+					if callee {
+						f := frame{t: frameTurn, caller: true, conn: 7}
+						p.calls = [][]byte{f.append([]byte{0})}
+						l := Listen(p, o)
+						var err error
+						if s, err = l.Accept(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						end = func() { l.Close() }
+					} else {
+						s = Call(p, o)
+					}
+					s.Write([]byte("hello"))
+					closed := make(chan struct{})
+					go func() {
+						defer close(closed)
+						if closing {
+							s.Close()
+						}
+					}()
+					time.Sleep(4 * time.Second)
+					start := time.Now()
+					s.(transport.Cutter).Cut()
+					<-closed
+					end()
+					if took := time.Since(start); took > 10*time.Second {
+						t.Errorf("full %v, closing %v, callee %v: cut after %v", full, closing, callee, took)
+					}
+					close(p.free)
+				})
+			}
+		}
+	}
 }
 
 // shortPort takes a few bytes at a time.
