@@ -187,8 +187,12 @@ func (a *app) run(c *cobra.Command, f runFlags, args []string) error {
 		if _, person := isTerminal(a.env.Stdin); person || q.Kind != "" {
 			in = strings.NewReader("")
 		}
+		body, err := following(append(head, '\n'), in)
+		if err != nil {
+			return fmt.Errorf("read standard input: %w", err)
+		}
 		var r control.RunReply
-		if err := n.Upload(c.Context(), "/v1/run", io.MultiReader(bytes.NewReader(append(head, '\n')), in), &r); err != nil {
+		if err := n.Upload(c.Context(), "/v1/run", body, &r); err != nil {
 			return err
 		}
 		if f.asMail {
@@ -199,6 +203,19 @@ func (a *app) run(c *cobra.Command, f runFlags, args []string) error {
 		}
 		return a.showTickets(r.Jobs)
 	})
+}
+
+// following is head and then r. When r is short, its end is known at once: the request is one piece, with its length.
+func following(head []byte, r io.Reader) (io.Reader, error) {
+	b := make([]byte, len(head)+4<<10)
+	n, err := io.ReadFull(r, b[copy(b, head):])
+	switch err {
+	case nil:
+		return io.MultiReader(bytes.NewReader(b), r), nil
+	case io.EOF, io.ErrUnexpectedEOF:
+		return bytes.NewReader(b[:len(head)+n]), nil
+	}
+	return nil, err
 }
 
 // jobMail writes a job that waits for it as a mail.
