@@ -202,6 +202,7 @@ type Jobs struct {
 
 	mu      sync.Mutex
 	ctx     context.Context // of programs; nil while nothing may start
+	looked  bool            // every channel was looked at since something may start
 	wg      sync.WaitGroup
 	active  map[lane]int                  // runners
 	again   map[lane]bool                 // kicked while their runners were at work

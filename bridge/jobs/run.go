@@ -25,7 +25,7 @@ func (j *Jobs) Run(ctx context.Context) {
 	j.mu.Lock()
 	j.ctx = programs
 	j.mu.Unlock()
-	j.kickAll()
+	j.lookAtAll()
 	j.replyAll()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -46,6 +46,14 @@ func (j *Jobs) Run(ctx context.Context) {
 	over := time.AfterFunc(j.o.Patience, stop)
 	defer over.Stop()
 	j.wg.Wait()
+}
+
+// lookAtAll is kickAll when starting begins: from now on nothing that can be started is unknown here.
+func (j *Jobs) lookAtAll() {
+	j.kickAll()
+	j.mu.Lock()
+	j.looked = true
+	j.mu.Unlock()
 }
 
 // kickAll looks at every channel of every peer: after a start, and when the policy has changed.
@@ -98,6 +106,7 @@ func (j *Jobs) kick(k chanKey) {
 // launch starts one more runner of a lane, within its limits. The mutex is held.
 func (j *Jobs) launch(l lane) {
 	if j.ctx == nil {
+		j.looked = false
 		return
 	}
 	limit := 1
@@ -189,7 +198,7 @@ func (j *Jobs) Drain(ctx context.Context) {
 	j.ctx = ctx
 	j.mu.Unlock()
 	j.wakeUp(j.o.Now())
-	j.kickAll()
+	j.lookAtAll()
 	j.wg.Wait()
 	j.mu.Lock()
 	j.ctx = nil
@@ -215,11 +224,12 @@ func (j *Jobs) Settle(ctx context.Context, atMost time.Duration) {
 	}
 }
 
-// Idle reports whether no program runs and none could be started now.
+// Idle reports whether no program runs and none could be started now. It does not before Run or Drain has looked at what
+// waits from before.
 func (j *Jobs) Idle() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.active) == 0 && len(j.again) == 0
+	return j.looked && len(j.active) == 0 && len(j.again) == 0
 }
 
 // run is one job on its way through a runner.
