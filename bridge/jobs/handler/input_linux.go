@@ -12,6 +12,9 @@ import (
 // smallInput is tried in one write before the program starts: a pipe takes that much, and no goroutine is needed.
 const smallInput = 16 << 10
 
+// sureInput fits into every empty pipe, however small the kernel has made it: one page (pipe(7)).
+const sureInput = 4 << 10
+
 // ends are the descriptors of a run: three for the program, and ours.
 type ends struct {
 	child  [3]int // closed when the program has them
@@ -19,6 +22,7 @@ type ends struct {
 	out    *stream
 	err    *stream
 	parent []*os.File
+	buf    []byte // to read with
 }
 
 func (s *Spec) open() (*ends, error) {
@@ -52,31 +56,69 @@ func (e *ends) close() {
 	for _, f := range e.parent {
 		f.Close()
 	}
+	for _, s := range []*stream{e.out, e.err} {
+		switch {
+		case s == nil:
+		case s.pipe != nil:
+			s.pipe.Close()
+		default:
+			unix.Close(s.fd)
+		}
+	}
 }
 
-// pipe makes a pipe of which the program gets the end number i. Only our end is non-blocking.
-func (e *ends) pipe(i int, name string) (*os.File, error) {
+// pipe makes a pipe of which the program gets the end number i, and returns our end. That does not block, if wanted;
+// the program's does.
+func (e *ends) pipe(i int, name string, block bool) (int, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("pipe for %s: %w", name, err)
+		return -1, fmt.Errorf("pipe for %s: %w", name, err)
 	}
 	ours, theirs := p[0], p[1]
 	if i == 0 {
 		ours, theirs = p[1], p[0]
 	}
 	e.child[i] = theirs
-	if err := unix.SetNonblock(ours, true); err != nil {
-		unix.Close(ours)
-		return nil, fmt.Errorf("pipe for %s: %w", name, err)
+	if block {
+		return ours, nil
 	}
-	f := os.NewFile(uintptr(ours), name)
-	e.parent = append(e.parent, f)
-	return f, nil
+	if _, err := unix.FcntlInt(uintptr(ours), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
+		unix.Close(ours)
+		return -1, fmt.Errorf("pipe for %s: %w", name, err)
+	}
+	return ours, nil
 }
 
 func (e *ends) openOutput(i int, name string, sink io.Writer, room int64) (*stream, error) {
-	f, err := e.pipe(i, name)
-	return &stream{name: name, pipe: f, sink: sink, room: room}, err
+	fd, err := e.pipe(i, name, false)
+	if err != nil {
+		return nil, err
+	}
+	return &stream{name: name, fd: fd, sink: sink, room: room}, nil
+}
+
+// soak reads what is there, and reports whether there will be no more.
+func (e *ends) soak() bool {
+	if e.buf == nil {
+		e.buf = make([]byte, minBuffer)
+	}
+	for _, s := range []*stream{e.out, e.err} {
+		for !s.over {
+			n, err := unix.Read(s.fd, e.buf)
+			if err == unix.EINTR {
+				continue
+			}
+			if err == unix.EAGAIN {
+				return false
+			}
+			if n <= 0 {
+				s.over = true
+				break
+			}
+			s.take(e.buf[:n])
+		}
+	}
+	return true
 }
 
 func (s *Spec) openInput(e *ends) error {
@@ -106,35 +148,23 @@ func (s *Spec) openInput(e *ends) error {
 	case int64(n) > s.StdinSize:
 		return fmt.Errorf("stdin: %w", errInputLong)
 	}
-	w, err := e.pipe(0, "stdin")
+	fd, err := e.pipe(0, "stdin", all && n <= sureInput)
 	if err != nil {
 		return err
 	}
-	e.feed = &feeder{pipe: w, head: head[:n], left: s.StdinSize - int64(n)}
+	done := 0
+	if all {
+		if done, err = unix.Write(fd, head[:n]); err == nil && done == n {
+			return unix.Close(fd)
+		}
+	}
+	w := os.NewFile(uintptr(fd), "stdin")
+	e.parent = append(e.parent, w)
+	e.feed = &feeder{pipe: w, head: head[max(done, 0):n], left: s.StdinSize - int64(n)}
 	if !all {
 		e.feed.rest = s.Stdin
-		return nil
-	}
-	if done, err := writeNow(w, head[:n]); err == nil && done == n {
-		e.feed = nil
-		return w.Close()
-	} else {
-		e.feed.head = head[max(done, 0):n]
 	}
 	return nil
-}
-
-// writeNow writes what goes into a pipe without waiting.
-func writeNow(w *os.File, b []byte) (n int, err error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	c, err := w.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	cerr := c.Control(func(fd uintptr) { n, err = unix.Write(int(fd), b) })
-	return n, errors.Join(err, cerr)
 }
 
 // ownFile duplicates a file that can be the program's input as it is; -1: it cannot.

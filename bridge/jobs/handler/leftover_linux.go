@@ -74,15 +74,27 @@ func boot() (uint64, error) {
 	return n << tickBits, nil
 }
 
-// StartTime is a number that only this process with this pid has: not one that gets the pid later, nor one that had
-// it before the machine was started. Apart from that it means nothing.
-func StartTime(pid int) (uint64, error) {
+// bootID is what boot says.
+type bootID struct {
+	id  uint64
+	err error
+}
+
+// startTime is StartTime of a process that this one has started.
+func (b bootID) startTime(pid int) (uint64, error) {
 	s, err := readStat(pid)
 	if err != nil {
 		return 0, fmt.Errorf("start time of process %d: %w", pid, err)
 	}
-	b, err := boot()
-	return b | s.ticks, err
+	return b.id | s.ticks, b.err
+}
+
+// StartTime is a number that only this process with this pid has: not one that gets the pid later, nor one that had
+// it before the machine was started. Apart from that it means nothing.
+func StartTime(pid int) (uint64, error) {
+	var b bootID
+	b.id, b.err = boot()
+	return b.startTime(pid)
 }
 
 // Leftover finds the living processes of a run of which a crash left only a record: those in the group and session

@@ -21,7 +21,7 @@ const settle = time.Second
 //
 // When ctx ends, the group is asked to end, and killed after the grace, as after the timeout. A process that cannot
 // be killed, because it hangs in the kernel or because more privileges than ours started it, keeps Run waiting.
-func Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) error) Outcome {
+func (l *Launcher) Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) error) Outcome {
 	o := Outcome{Exit: -1}
 	fail := func(err error) Outcome {
 		o.Err, o.Temporary = err.Error(), passing(err)
@@ -45,8 +45,9 @@ func Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) er
 	if err != nil {
 		return fail(err)
 	}
+	l.once.Do(l.prepare)
 	began := time.Now()
-	c, err := spawn(&s, acct, e.child)
+	c, err := l.spawn(&s, acct, e.child)
 	if err != nil {
 		e.close()
 		var shim shimError
@@ -57,7 +58,7 @@ func Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) er
 	}
 	r := &run{s: &s, o: &o, ends: e, child: c, began: began}
 	e.closeChild()
-	r.supervise(ctx, started)
+	r.supervise(ctx, l.boot, started)
 	return o
 }
 
@@ -76,6 +77,8 @@ type run struct {
 	timer  *time.Timer // of the stage
 	ran    bool        // the program has started: the shim, if any, is no more
 	failed error       // becomes Outcome.Err
+	passed chan error  // what comes of the shim; nil: nobody waits for that
+	all    sync.WaitGroup
 }
 
 // stage tells how far the end of a program has been forced.
@@ -88,34 +91,82 @@ const (
 	cut           // nobody listens to output any more
 )
 
-func (r *run) supervise(ctx context.Context, started func(int, uint64) error) {
-	var all sync.WaitGroup
-	eof := make(chan struct{}, 2)
-	for _, s := range []*stream{r.ends.out, r.ends.err} {
-		r.open++
-		all.Go(func() { s.drain(); eof <- struct{}{} })
-	}
-	if err := r.record(started); err != nil {
+// briefly is how long a program may run before anybody listens to its output: most are over by then, and a pipe holds
+// what they print. Waiting for one thing, not for three, is half the work.
+const briefly = 3 * time.Millisecond
+
+func (r *run) supervise(ctx context.Context, boot bootID, started func(int, uint64) error) {
+	if err := r.record(boot, started); err != nil {
 		r.failed = err
 		r.kill()
 	}
-	exited := make(chan struct{})
-	all.Go(func() { awaitExit(r.child.pid); close(exited) })
+	if !r.brief() {
+		r.attend(ctx)
+	}
+	r.kill() // whoever of the group is still there holds no output open; its leader is waited for last
+	r.reap()
+	r.ends.close()
+	if r.passed != nil {
+		r.become(<-r.passed)
+	}
+	r.all.Wait()
+	r.report()
+}
 
-	passed := make(chan error, 1)
-	waiting := false
+// record tells the caller which process this is.
+func (r *run) record(boot bootID, started func(int, uint64) error) error {
+	if started == nil {
+		return nil
+	}
+	at, err := boot.startTime(r.child.pid)
+	if err == nil {
+		err = started(r.child.pid, at)
+	}
+	if err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
+	return nil
+}
+
+// brief waits for the end of a program that needs nothing of us meanwhile. It reports whether all is over: the process,
+// and its output.
+func (r *run) brief() bool {
+	if r.child.gate != nil || r.ends.feed != nil || r.failed != nil || r.child.end == nil {
+		return false
+	}
+	r.ran = true
+	until := r.began.Add(briefly)
+	if t := r.s.Timeout; t > 0 && t < briefly {
+		until = r.began.Add(t)
+	}
+	r.dead = r.child.exited(until) && r.ends.soak()
+	return r.dead
+}
+
+// attend does everything that a program may need until it and its output are over.
+func (r *run) attend(ctx context.Context) {
+	eof := make(chan struct{}, 2)
+	for _, s := range []*stream{r.ends.out, r.ends.err} {
+		r.open++
+		s.listen()
+		r.all.Go(func() { s.drain(); eof <- struct{}{} })
+	}
+	exited := make(chan struct{})
+	r.all.Go(func() { r.child.exited(time.Time{}); close(exited) })
+
 	switch {
 	case r.child.gate == nil:
 		r.ran = true
 	case r.failed != nil:
 		r.child.gate.Close()
 	default:
-		waiting = true
-		all.Go(func() { passed <- r.child.pass() })
+		passed := make(chan error, 1)
+		r.passed = passed
+		r.all.Go(func() { passed <- r.child.pass() })
 	}
 	fed := make(chan error, 1)
 	if f := r.ends.feed; f != nil {
-		all.Go(func() { fed <- f.feed() })
+		r.all.Go(func() { fed <- f.feed() })
 	}
 
 	r.timer = time.NewTimer(time.Hour)
@@ -126,7 +177,7 @@ func (r *run) supervise(ctx context.Context, started func(int, uint64) error) {
 	}
 	var timeout <-chan time.Time
 	if r.s.Timeout > 0 {
-		t := time.NewTimer(r.s.Timeout)
+		t := time.NewTimer(r.s.Timeout - time.Since(r.began))
 		defer t.Stop()
 		timeout = t.C
 	}
@@ -138,8 +189,8 @@ func (r *run) supervise(ctx context.Context, started func(int, uint64) error) {
 			r.exit()
 		case <-eof:
 			r.open--
-		case err := <-passed:
-			waiting = false
+		case err := <-r.passed:
+			r.passed = nil
 			r.become(err)
 		case err := <-fed:
 			if err == nil {
@@ -164,29 +215,6 @@ func (r *run) supervise(ctx context.Context, started func(int, uint64) error) {
 			r.end(r.stage + 1)
 		}
 	}
-	r.kill() // whoever of the group is still there holds no output open; its leader is waited for last
-	r.reap()
-	r.ends.close()
-	if waiting {
-		r.become(<-passed)
-	}
-	all.Wait()
-	r.report()
-}
-
-// record tells the caller which process this is.
-func (r *run) record(started func(int, uint64) error) error {
-	if started == nil {
-		return nil
-	}
-	at, err := StartTime(r.child.pid)
-	if err == nil {
-		err = started(r.child.pid, at)
-	}
-	if err != nil {
-		return fmt.Errorf("recording the start: %w", err)
-	}
-	return nil
 }
 
 // become notes what came of the shim.
@@ -247,14 +275,11 @@ func (r *run) kill() {
 	unix.Kill(-r.child.pid, unix.SIGKILL)
 }
 
-// awaitExit returns when the process has ended, and leaves it to be waited for.
-func awaitExit(pid int) {
-	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
-	}
-}
-
 // reap takes the exit status, and with it gives the number of the process back.
 func (r *run) reap() {
+	if r.child.end != nil {
+		r.child.end.Close()
+	}
 	var ws syscall.WaitStatus
 	var ru syscall.Rusage
 	var err error

@@ -17,8 +17,14 @@ func NoCore() error { return nil }
 // ShimMain does nothing here.
 func ShimMain() {}
 
+// Launcher starts nothing here.
+type Launcher struct{}
+
+// Close does nothing here.
+func (*Launcher) Close() {}
+
 // Run starts nothing here.
-func Run(context.Context, Spec, func(pid int, startTime uint64) error) Outcome {
+func (*Launcher) Run(context.Context, Spec, func(pid int, startTime uint64) error) Outcome {
 	return Outcome{Exit: -1, Err: errOther.Error()}
 }
 

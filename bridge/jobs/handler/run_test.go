@@ -46,6 +46,13 @@ type result struct {
 // both are the two ways to start a program, of which the second goes through the shim.
 var both = map[string]Limits{"plain": {}, "shim": {Files: 100}}
 
+// Run is a run of a launcher that does nothing else.
+func Run(ctx context.Context, s Spec, started func(int, uint64) error) Outcome {
+	var l Launcher
+	defer l.Close()
+	return l.Run(ctx, s, started)
+}
+
 // do runs a spec whose gaps are filled.
 func do(t testing.TB, s Spec) result {
 	t.Helper()

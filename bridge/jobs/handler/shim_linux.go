@@ -128,13 +128,14 @@ func startShim(s *Spec, acct *Account, fds [3]int, limits []limit) (*child, erro
 		return nil, fmt.Errorf("socket to the shim: %w", err)
 	}
 	gate := os.NewFile(uintptr(pair[0]), "gate")
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{shimName}, attributes(acct, nil, "/", fds[0], fds[1], fds[2], pair[1]))
+	c, err := start("/proc/self/exe", []string{shimName}, attributes(acct, nil, "/", fds[0], fds[1], fds[2], pair[1]))
 	if err != nil {
 		gate.Close()
 		return nil, shimError{fmt.Errorf("starting %s again, to set limits: %w", os.Args[0], err)}
 	}
 	p := plan{Umask: s.Umask, NoNewPrivs: s.NoNewPrivs, Limits: limits, Dir: s.Dir, Argv: s.argv(), Env: s.Env}
-	return &child{pid: pid, gate: gate, plan: p.marshal()}, nil
+	c.gate, c.plan = gate, p.marshal()
+	return c, nil
 }
 
 // shimError is about the shim, not about the program.

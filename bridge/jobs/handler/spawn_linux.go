@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -81,27 +79,28 @@ func (l Limits) order() ([]limit, error) {
 // child is a started process, not yet waited for: its number cannot become another's.
 type child struct {
 	pid  int
+	end  *os.File // readable when the process has ended; nil where the kernel cannot tell so
 	gate *os.File // of the shim: the plan goes in, and out comes what stopped it. nil: the program runs already
 	plan []byte
 }
 
 // spawn starts the program, or the shim that will become the program.
-func spawn(s *Spec, acct *Account, fds [3]int) (*child, error) {
+func (l *Launcher) spawn(s *Spec, acct *Account, fds [3]int) (*child, error) {
 	limits, err := s.Limits.order()
 	if err != nil {
 		return nil, err
 	}
 	if len(limits) == 0 {
-		pid, err := plain(s, acct, fds)
+		c, err := l.plain(s, acct, fds)
 		if !errors.Is(err, errUmask) {
-			return &child{pid: pid}, err
+			return c, err
 		}
 	}
 	return startShim(s, acct, fds, limits)
 }
 
 func attributes(acct *Account, env []string, dir string, fds ...int) *syscall.ProcAttr {
-	a := &syscall.ProcAttr{Dir: dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	a := &syscall.ProcAttr{Dir: dir, Env: env, Files: make([]uintptr, 0, len(fds)), Sys: &syscall.SysProcAttr{Setsid: true}}
 	if a.Env == nil {
 		a.Env = []string{}
 	}
@@ -114,90 +113,64 @@ func attributes(acct *Account, env []string, dir string, fds ...int) *syscall.Pr
 	return a
 }
 
-var errUmask = errors.New("a thread of its own umask is not possible here")
-
-// plain starts the program from a thread that has the umask and the rights that the program shall inherit: any
-// thread if this process happens to have them, else a new one that ends then, because they cannot be taken back.
-func plain(s *Spec, acct *Account, fds [3]int) (int, error) {
-	closeOnExec()
-	attr, argv := attributes(acct, s.Env, s.Dir, fds[:]...), s.argv()
-	if suits(s) {
-		return syscall.ForkExec(argv[0], argv, attr)
+// start makes the process.
+func start(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
+	handle := -1
+	attr.Sys.PidFD = &handle
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return nil, err
 	}
-	type result struct {
-		pid int
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with this goroutine
-		var r result
-		if r.err = restrict(s.NoNewPrivs); r.err == nil {
-			r.err = private(s.Umask)
-		}
-		if r.err == nil {
-			r.pid, r.err = syscall.ForkExec(argv[0], argv, attr)
-		}
-		done <- r
-	}()
-	r := <-done
-	return r.pid, r.err
+	return &child{pid: pid, end: watched(handle)}, nil
 }
 
-// suits reports whether what this process starts gets the right umask, and no rights that it has to give up.
-func suits(s *Spec) bool {
-	mask, ambient, err := inherited()
-	return err == nil && mask == s.Umask && !ambient && !s.NoNewPrivs
-}
-
-// private gives this thread the umask without touching the others.
-func private(umask int) error {
-	if err := unix.Unshare(unix.CLONE_FS); err == nil {
-		unix.Umask(umask)
+// watched makes a file of a descriptor that stands for a process, for which no thread has to wait; nil if that is not
+// possible.
+func watched(handle int) *os.File {
+	if handle < 0 {
 		return nil
 	}
-	// Some containers forbid unshare(2). The umask of the process may happen to be the right one.
-	if mask, _, err := inherited(); err != nil || mask != umask {
-		return errUmask
+	if unix.SetNonblock(handle, true) != nil {
+		unix.Close(handle)
+		return nil
 	}
-	return nil
+	f := os.NewFile(uintptr(handle), "process")
+	if f.SetReadDeadline(time.Time{}) != nil { // it cannot be polled
+		f.Close()
+		return nil
+	}
+	return f
 }
 
-// inherited reads which umask this thread hands on, and whether capabilities too.
-func inherited() (umask int, ambient bool, err error) {
-	var buf [4096]byte
-	b, err := readSmall("/proc/thread-self/status", buf[:])
-	if err != nil {
-		return 0, false, err
+// exited returns true when the process has ended, and leaves it to be waited for; false when it has not until then. The
+// zero time is never.
+func (c *child) exited(until time.Time) bool {
+	var raw syscall.RawConn
+	var err error
+	if c.end == nil {
+		err = errors.ErrUnsupported
+	} else if err = c.end.SetReadDeadline(until); err == nil {
+		raw, err = c.end.SyscallConn()
 	}
-	v, ok := statusLine(b, "Umask:")
-	n, err := strconv.ParseUint(v, 8, 32)
-	if !ok || err != nil {
-		return 0, false, errUmask
+	if err == nil {
+		gone := false
+		raw.Read(func(uintptr) bool { gone = waitFor(c.pid, unix.WNOHANG); return gone })
+		if gone || !until.IsZero() {
+			return gone
+		}
 	}
-	caps, ok := statusLine(b, "CapAmb:")
-	return int(n), ok && strings.Trim(caps, "0") != "", nil
+	return until.IsZero() && waitFor(c.pid, 0)
 }
 
-// statusLine finds a value in a file like /proc/self/status (proc_pid_status(5)).
-func statusLine(b []byte, name string) (string, bool) {
-	_, b, ok := bytes.Cut(b, []byte("\n"+name))
-	b, _, _ = bytes.Cut(b, []byte("\n"))
-	return string(bytes.TrimSpace(b)), ok
-}
-
-// readSmall reads a file of /proc, as much as fits, in fewer system calls than os.ReadFile.
-func readSmall(path string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+// waitFor reports whether a child has ended.
+func waitFor(pid, options int) bool {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT|options, nil)
+		if err != unix.EINTR {
+			return err != nil || info.Signo != 0
+		}
 	}
-	defer unix.Close(fd)
-	n, err := unix.Read(fd, buf)
-	if err != nil {
-		return nil, &os.PathError{Op: "read", Path: path, Err: err}
-	}
-	return buf[:n], nil
 }
 
 // restrict takes from this thread, and from what it starts, the capabilities that a service manager gave this

@@ -12,7 +12,9 @@ const minBuffer, maxBuffer = 2 << 10, 64 << 10
 // stream reads what a program writes until the end, keeps the first bytes, and counts the others.
 type stream struct {
 	name  string
-	pipe  *os.File
+	fd    int      // of the pipe, which does not block, as long as pipe is nil
+	pipe  *os.File // when somebody waits for it
+	over  bool     // the last writer has closed the pipe
 	sink  io.Writer
 	room  int64 // bytes that may still be kept; negative: all
 	total int64
@@ -20,8 +22,18 @@ type stream struct {
 	err   error // of the sink
 }
 
+// listen makes the pipe something that can be waited for.
+func (s *stream) listen() {
+	if s.pipe == nil {
+		s.pipe = os.NewFile(uintptr(s.fd), s.name)
+	}
+}
+
 // drain reads until the last writer closes the pipe, or until its read deadline.
 func (s *stream) drain() {
+	if s.over {
+		return
+	}
 	buf := make([]byte, minBuffer)
 	for {
 		n, err := s.pipe.Read(buf)
