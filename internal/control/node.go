@@ -40,6 +40,7 @@ type Node struct {
 	keys     *seal.Keyring
 	spool    *spool.Spool
 	bridge   *bridge.Bridge
+	runner   *runner
 	drop     *maildrop.Dir
 	partials *transport.Partials
 	accounts *account.Book // who may log in at the SMTP port
@@ -137,9 +138,10 @@ func (n *Node) open(o NodeOptions) (err error) {
 		return err
 	}
 	n.pipes = newPipes()
+	n.runner = newRunner(n)
 	b, err := bridge.New(bridge.Options{
 		Spool: n.spool, Keys: n.keys, Policy: policy, Log: n.log, Joined: n.joinedBy, NoContacts: !o.Daemon,
-		Runner: &runner{config: n.config, base: n.home.Base, dir: filepath.Join(n.home.SpoolDir, "jobs"), now: time.Now, events: n.events, pipes: n.pipes},
+		Runner: n.runner,
 		Stream: n.stream(), Schemes: all.Schemes(),
 		Deliver: func(via string) (deliver.Transport, error) {
 			if via == viaPackets {
@@ -189,6 +191,9 @@ func (n *Node) Close() error {
 	}
 	if n.imports != nil {
 		errs = append(errs, n.imports.Close())
+	}
+	if n.runner != nil {
+		errs = append(errs, n.runner.Close())
 	}
 	if n.spool != nil {
 		errs = append(errs, n.spool.Close())

@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"mochila/bridge/jobs"
 	"mochila/bridge/jobs/builtin"
@@ -98,14 +100,31 @@ func joinEnv(v [][2]string) []string {
 }
 
 // runner starts the programs of jobs as the configuration says at that moment (jobs.Runner). Each job has a folder
-// below dir while it runs: its working directory, and which process it is, for the start after a crash.
+// below dir while it runs: its working directory.
 type runner struct {
-	config func() *config.Config
-	base   string // relative directories of handlers are below it
-	dir    string
-	now    func() time.Time
-	events func(envelope.ID) ([]TraceEvent, error) // what is known of an envelope
-	pipes  *pipes
+	config  func() *config.Config
+	base    string // relative directories of handlers are below it
+	dir     string
+	scratch string // folder for output that is too long for memory; every start empties it
+	now     func() time.Time
+	events  func(envelope.ID) ([]TraceEvent, error) // what is known of an envelope
+	pipes   *pipes
+
+	launch handler.Launcher
+	roster roster
+}
+
+// newRunner makes one. It is closed when nothing runs any more.
+func newRunner(n *Node) *runner {
+	dir := filepath.Join(n.home.SpoolDir, "jobs")
+	return &runner{config: n.config, base: n.home.Base, dir: dir, scratch: n.spool.TempDir(), now: time.Now, events: n.events, pipes: n.pipes,
+		roster: roster{path: filepath.Join(dir, "running")}}
+}
+
+// Close ends the threads that start programs.
+func (r *runner) Close() error {
+	r.launch.Close()
+	return r.roster.Close()
 }
 
 // killGrace is how long what a crash left running has to end by itself.
@@ -145,24 +164,24 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	}
 	defer in.Close()
 	home := filepath.Join(r.dir, s.ID.String())
-	work := filepath.Join(home, "work")
-	if err := makeWork(home, work); err != nil {
+	work := home
+	if err := makeWork(home); err != nil {
 		return no(true, "working directory: %v", err)
 	}
-	defer removeWork(home, work)
+	defer removeWork(home)
 	umask, err := h.Mask()
 	if err != nil {
 		return no(false, "%v", err)
 	}
 	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: umask, Timeout: time.Duration(h.Timeout),
 		StdinSize: s.Size, OutputCap: int64(h.Output), Limits: limits(h), NoNewPrivs: h.NoNewPrivs}
-	account, place := "mochila", work
+	account, owner := "mochila", work
 	if h.User != "" {
 		a, err := handler.LookupAccount(h.User)
 		if err != nil {
 			return no(false, "%v", err)
 		}
-		account, place = a.Name, a.Home
+		account, owner = a.Name, a.Home
 		if h.Dir == "" && h.Builtin == "" {
 			work = elsewhere(s.ID)
 			defer os.RemoveAll(work)
@@ -193,16 +212,20 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	if s.Seq != 0 {
 		names.Epoch = hex.EncodeToString(s.Epoch[:])
 	}
-	spec.Env = handler.MergeEnv(handler.CleanEnv(place, account, ""), joinEnv(s.Env), names.Env())
+	spec.Env = handler.MergeEnv(handler.CleanEnv(owner, account, ""), joinEnv(s.Env), names.Env())
 	if h.FsplEnv {
 		spec.Env = handler.MergeEnv(spec.Env, names.Filespooler(s.Args, joinEnv(s.Env)))
 	}
-	stdout, stderr := &spill{dir: home}, &spill{dir: home}
+	stdout, stderr := &spill{dir: r.scratch}, &spill{dir: r.scratch}
 	spec.Stdout, spec.Stderr = stdout, stderr
-	o := handler.Run(ctx, spec, func(pid int, start uint64) error {
-		// it need not survive a crash of the machine: neither do the processes
-		return os.WriteFile(filepath.Join(home, "pid"), fmt.Appendf(nil, "%d %d\n", pid, start), 0o600)
+	place := -1
+	o := r.launch.Run(ctx, spec, func(pid int, start uint64) (err error) {
+		place, err = r.roster.note(s.ID, pid, start)
+		return err
 	})
+	if place >= 0 {
+		r.roster.clear(place)
+	}
 	if o.Cancelled {
 		stdout.Close()
 		stderr.Close()
@@ -238,20 +261,23 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	return out, nil
 }
 
-// makeWork makes the folder of a job with its working directory; in the usual case by two system calls.
-func makeWork(home, work string) error {
-	if os.Mkdir(home, 0o700) == nil && os.Mkdir(work, 0o700) == nil {
-		return nil
+// makeWork makes the folder of a job, in the usual case by one system call.
+func makeWork(home string) error {
+	err := os.Mkdir(home, 0o700)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.MkdirAll(home, 0o700)
+	case errors.Is(err, fs.ErrExist): // of an earlier try, whose end the disk did not let us see
+		return errors.Join(os.RemoveAll(home), os.Mkdir(home, 0o700))
 	}
-	return os.MkdirAll(work, 0o700)
+	return err
 }
 
 // removeWork removes it: one that the program has left empty without being read.
-func removeWork(home, work string) {
-	if os.Remove(work) == nil && os.Remove(filepath.Join(home, "pid")) == nil && os.Remove(home) == nil {
-		return
+func removeWork(home string) {
+	if unix.Rmdir(home) != nil {
+		os.RemoveAll(home)
 	}
-	os.RemoveAll(home)
 }
 
 // elsewhere is the working directory of a job that runs as another user: that one cannot enter the folders of the node.
@@ -289,20 +315,9 @@ func verified(s *jobs.Start) (io.ReadCloser, error) {
 
 // Kill ends what a crash left running of a job.
 func (r *runner) Kill(id envelope.ID) error {
-	home := filepath.Join(r.dir, id.String())
-	var pid int
-	var start uint64
-	if b, err := os.ReadFile(filepath.Join(home, "pid")); err == nil {
-		if p, s, ok := strings.Cut(strings.TrimSpace(string(b)), " "); ok {
-			pid, _ = strconv.Atoi(p)
-			start, _ = strconv.ParseUint(s, 10, 64)
-		}
-	}
-	if start == 0 {
-		pid = 0
-	}
-	_, err := handler.KillGroup(context.Background(), pid, start, mark(id), killGrace)
-	return errors.Join(err, os.RemoveAll(home), os.RemoveAll(elsewhere(id)))
+	pid, start, err := r.roster.find(id) // without it, it is looked for by its mark
+	_, kerr := handler.KillGroup(context.Background(), pid, start, mark(id), killGrace)
+	return errors.Join(err, kerr, os.RemoveAll(filepath.Join(r.dir, id.String())), os.RemoveAll(elsewhere(id)))
 }
 
 // spillAt is how much output of a program is kept in memory.
