@@ -145,6 +145,7 @@ retry_max = "1s"
 				hub.knows(camp, control.PeerAdd{Carrier: "dir:" + dir})
 			} else {
 				camp.knows(hub, control.PeerAdd{Carrier: "tcp:" + link, Routes: []string{"hub.example"}})
+				camp.calls("hub")
 				hub.knows(camp, control.PeerAdd{When: "on-call"})
 			}
 			l := newLoad(smtp, "ana@hub.example")

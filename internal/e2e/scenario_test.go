@@ -217,6 +217,13 @@ func (n *node) contacts(peer string, change func(*config.Contact)) {
 	}
 }
 
+// calls makes n call a peer each second, whatever is due: what ends at the other side after a contact has no other way home,
+// and would wait for the next call, five minutes later.
+func (n *node) calls(peer string) {
+	n.t.Helper()
+	n.contacts(peer, func(c *config.Contact) { c.Every = config.Duration(time.Second) })
+}
+
 // sends hands mails and jobs for the other side to the running node, in turn.
 func (e *end) sends(mails, jobs int) {
 	e.t.Helper()

@@ -65,10 +65,11 @@ func TestStreamCarriers(t *testing.T) {
 				}
 				return int64(r.IntN(1<<20) + 300<<10)
 			})
+			big := randomMail(r, size)
 			camp.knows(hub, control.PeerAdd{Carrier: carrier(t, hub, b)})
+			camp.calls("hub")
 			hub.serve()
 			camp.serve()
-			big := randomMail(r, size)
 			camp.submit(big, "ana@hub.mochila")
 			for range 3 {
 				camp.submit("Subject: small\n\n", "ana@hub.mochila")

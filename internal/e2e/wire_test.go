@@ -28,13 +28,19 @@ func TestCutTransfer(t *testing.T) {
 	camp := newNode(t, "camp", limits)
 	conf := fmt.Sprintf("name = \"hub\"\n[link]\nlisten = [%q]\n[[handler]]\nname = \"sum\"\ncommand = [\"/usr/bin/sha256sum\"]\nallow = [\"*:*\"]\n%s", link, limits)
 	hub := newNode(t, "hub", conf)
+	parts, sum := make([]int64, cuts), int64(0) // at random places of the first nine tenths: all cuts happen
+	for i := range parts {
+		parts[i] = 1 + r.Int64N(1<<20)
+		sum += parts[i]
+	}
 	b := newBreaker(t, "tcp", link, func(n int) int64 {
 		if n >= cuts {
 			return 0
 		}
-		return 1000 + r.Int64N(2*size/(cuts+2))
+		return max(1000, size*9/10*parts[n]/sum)
 	})
 	camp.knows(hub, control.PeerAdd{Carrier: "tcp:" + b.addr})
+	camp.calls("hub")
 	hub.knows(camp, control.PeerAdd{When: "on-call"})
 	hub.configure(conf + "[[peer]]\nnode = \"camp\"\nmax_bytes = \"8GiB\"\n")
 	hub.start()
@@ -45,10 +51,10 @@ func TestCutTransfer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.New()
+	digest := sha256.New()
 	var seed [32]byte
 	seed[0], seed[1] = byte(r.Uint32()), 1
-	if _, err := io.Copy(io.MultiWriter(f, sum), io.LimitReader(rand.NewChaCha8(seed), size)); err != nil {
+	if _, err := io.Copy(io.MultiWriter(f, digest), io.LimitReader(rand.NewChaCha8(seed), size)); err != nil {
 		t.Fatal(err)
 	}
 	f.Seek(0, io.SeekStart)
@@ -56,7 +62,7 @@ func TestCutTransfer(t *testing.T) {
 	cmd.Stdin = f
 	out, err := cmd.Output()
 	f.Close()
-	if want := hex.EncodeToString(sum.Sum(nil)); err != nil || !strings.HasPrefix(string(out), want) {
+	if want := hex.EncodeToString(digest.Sum(nil)); err != nil || !strings.HasPrefix(string(out), want) {
 		t.Errorf("the program at the other side read something else: %q, want %s: %v\n%s", out, want, err, tail(camp.log.String()))
 	}
 	if err := hub.cmd.Process.Signal(os.Interrupt); err != nil {
