@@ -29,7 +29,7 @@ const summaries = "summaries"
 const summaryMemory = 90 * 24 * time.Hour
 
 // heldFor begins what a leg says that is held for its readers.
-const heldFor = "held until a reader asks; its summary is "
+const heldFor = "waits until a reader asks; its summary went ahead as "
 
 // heldForReader reports whether a leg is held because its summary went ahead.
 func heldForReader(leg *spool.Leg) bool {

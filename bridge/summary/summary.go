@@ -110,7 +110,7 @@ func (c *Choice) Write(w io.Writer, r io.ReadSeeker, n Note) error {
 				return fmt.Errorf("copy part %d: %w", i+1, err)
 			}
 		}
-		if c.goes[i] < p.Length() {
+		if c.goes[i] < p.Length() && !c.m.twin(p) { // of which nothing is missed
 			section(out, n.Boundary, c.place(i, n))
 		}
 	}

@@ -195,7 +195,7 @@ func (a *app) queueRow(it control.QueueItem) []string {
 			s += " at " + safe(l.Dest)
 		default:
 			if strings.HasPrefix(l.Reason, control.ForReader) {
-				s = control.ForReader + ","
+				s = "held until a reader asks,"
 			}
 			s += " for " + safe(l.Dest)
 		}

@@ -135,7 +135,7 @@ type QueueRecipient struct {
 }
 
 // ForReader begins the reason of a QueueLeg that is held because its summary went ahead.
-const ForReader = "held until a reader asks"
+const ForReader = "waits until a reader asks"
 
 // QueueLeg is one way of a QueueItem.
 type QueueLeg struct {

@@ -52,7 +52,7 @@ func TestSummaryFirst(t *testing.T) {
 		t.Errorf("the summary, %d bytes:\n%.5000s", len(got), got)
 	}
 	for _, args := range [][]string{{"queue", "list"}, {"mailq"}, {"trace", m.Header.Get("X-Mochila-Summary")}, {"status"}} {
-		if out, err := hub.command(args...).CombinedOutput(); err != nil || !strings.Contains(string(out), "held until a reader asks") {
+		if out, err := hub.command(args...).CombinedOutput(); err != nil || !strings.Contains(string(out), "until a reader asks") {
 			t.Errorf("%q: %v\n%s", args, err, out)
 		}
 	}
