@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -223,5 +224,86 @@ func TestReadOnlyMedium(t *testing.T) {
 	st = transporttest.NewStation("ship")
 	if _, err := transport.NewFolderLink(readOnly{d}, ship, shore, transport.FolderOptions{}).Run(t.Context(), st); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFanOut: several readers on one folder, at the same time, on FAT as well: each gets its own, nobody touches what is another's,
+// and what one has confirmed leaves alone.
+func TestFanOut(t *testing.T) {
+	for name, wrap := range map[string]func(transport.Folder) transport.Folder{
+		"plain": func(f transport.Folder) transport.Folder { return f },
+		"FAT":   func(f transport.Folder) transport.Folder { return transporttest.FATFolder{Folder: f} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, root := newDir(t)
+			folder := wrap(d)
+			const readers, packets = 3, 4
+			type reader struct {
+				label envelope.Label
+				mine  []*transport.Packet // for it
+				sends *transport.Packet   // by it
+				from  *transporttest.Station
+				st    *transporttest.Station
+				write *transport.FolderLink // shore's link to it
+				read  *transport.FolderLink
+			}
+			var list []*reader
+			for i := range readers {
+				r := &reader{label: envelope.Label{byte(i + 1)}, sends: transporttest.Packet(0, transporttest.Random(uint64(100+i), 300))}
+				for k := range packets {
+					r.mine = append(r.mine, transporttest.Packet(0, transporttest.Random(uint64(10*i+k), 200+i)))
+				}
+				r.from, r.st = transporttest.NewStation("shore", r.mine...), transporttest.NewStation("reader", r.sends)
+				r.write = transport.NewFolderLink(folder, shore, r.label, transport.FolderOptions{})
+				r.read = transport.NewFolderLink(folder, r.label, shore, transport.FolderOptions{})
+				list = append(list, r)
+			}
+			all := func(visit func(*reader) (transport.Stats, error)) {
+				t.Helper()
+				var wg sync.WaitGroup
+				for _, r := range list {
+					wg.Go(func() {
+						if _, err := visit(r); err != nil {
+							t.Errorf("%x: %v", r.label, err)
+						}
+					})
+				}
+				wg.Wait()
+			}
+			all(func(r *reader) (transport.Stats, error) { return r.write.Run(t.Context(), r.from) })
+			for range 2 {
+				all(func(r *reader) (transport.Stats, error) { return r.read.Run(t.Context(), r.st) })
+			}
+			for _, r := range list {
+				transporttest.RequireReceived(t, r.st, r.mine...)
+				if n := r.st.Count(); n != packets {
+					t.Errorf("%x has received %d packets, want its own %d", r.label, n, packets)
+				}
+			}
+			lying := func(from, to envelope.Label) int {
+				entries, err := os.ReadDir(filepath.Join(root, "mochila", from.String(), to.String()))
+				if err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+				return len(entries)
+			}
+			// One has confirmed: its packets leave, and nobody else's.
+			for _, p := range list[0].mine {
+				list[0].from.Finish(p.ID)
+			}
+			all(func(r *reader) (transport.Stats, error) { return r.write.Run(t.Context(), r.from) })
+			for i, r := range list {
+				want := packets
+				if i == 0 {
+					want = 0
+				}
+				if got := lying(shore, r.label); got != want {
+					t.Errorf("%d packets lie for %x, want %d", got, r.label, want)
+				}
+				if got := lying(r.label, shore); got != 1 || r.from.Received(r.sends.ID) != 1 {
+					t.Errorf("of %x's own packet %d lie there, and it came %d times", r.label, got, r.from.Received(r.sends.ID))
+				}
+			}
+		})
 	}
 }

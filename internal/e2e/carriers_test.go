@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"mochila/internal/control"
 	"mochila/internal/peertest"
 )
 
@@ -76,6 +78,69 @@ func TestScenarioTCP(t *testing.T) {
 		line := newBadLine(t, random(t), "tcp", addr, 8, true)
 		return joined{camp: side{url: carrierRecipe(t, "tcp.toml", "hub.example:2424", line.addr)}, hub: side{conf: conf}, faults: line.faults}
 	}})
+}
+
+// TestScenarioSOCKS: the same through a proxy that asks for a password, as Tor is one.
+func TestScenarioSOCKS(t *testing.T) {
+	scenario(t, way{join: func(t *testing.T, _, _ *node) joined {
+		conf, addr := listens(t)
+		line := newBadLine(t, random(t), "tcp", addr, 8, true)
+		s := peertest.StartSOCKS(t)
+		url := carrierRecipe(t, "tcp.toml", "hub.example:2424", fmt.Sprintf("%s?socks=%s:%s@%s", line.addr, s.User, s.Password, s.Addr))
+		return joined{camp: side{url: url}, hub: side{conf: conf}, faults: line.faults}
+	}})
+}
+
+// TestOneFolder: three nodes on one folder, each the neighbour of the two others. A mail to people at both others arrives once at each, and
+// in the end nothing lies
+// there but the last receipts.
+func TestOneFolder(t *testing.T) {
+	t.Parallel()
+	dir, mail := t.TempDir(), t.TempDir()
+	names := []string{"camp", "hub", "ship"}
+	nodes := map[string]*node{}
+	for _, name := range names {
+		nodes[name] = newNode(t, name, fmt.Sprintf("[[deliver]]\nto = [\"%s.mochila\"]\nvia = %q\n[limits]\nretry_min = \"1s\"\n", name, "maildir:"+filepath.Join(mail, name)+"/%u"))
+	}
+	for _, a := range names {
+		for _, b := range names {
+			if a != b {
+				nodes[a].knows(nodes[b], control.PeerAdd{Carrier: "dir:" + dir})
+			}
+		}
+	}
+	for _, n := range nodes {
+		n.serve()
+	}
+	for _, from := range names {
+		var to []string
+		for _, name := range names {
+			if name != from {
+				to = append(to, "ana@"+name+".mochila")
+			}
+		}
+		for i := range 3 {
+			nodes[from].submit(fmt.Sprintf("Subject: %d from %s\n\nhello\n", i, from), to...)
+		}
+	}
+	drained(t, nodes["camp"], nodes["hub"], nodes["ship"])
+	for _, name := range names {
+		got := map[string]int{}
+		for _, m := range box(t, filepath.Join(mail, name, "ana")) {
+			_, subject, _ := strings.Cut(m, "Subject: ")
+			subject, _, _ = strings.Cut(subject, "\n")
+			got[subject]++
+		}
+		for _, from := range names {
+			for i := range 3 {
+				subject := fmt.Sprintf("%d from %s", i, from)
+				if want := map[bool]int{true: 1}[from != name]; got[subject] != want {
+					t.Errorf("%s has the mail %q %d times, want %d", name, subject, got[subject], want)
+				}
+			}
+		}
+	}
+	peertest.Await(t, "the folder to be empty", func() bool { return len(packetFiles(t, dir, false)) <= len(names)*2 }, nodes["camp"].log.String)
 }
 
 func TestScenarioUnix(t *testing.T) {
