@@ -571,8 +571,16 @@ func lacks(s control.ImportSet) string {
 		}
 	}
 	if lack := s.Need - len(here); lack > 0 {
-		return fmt.Sprintf("of its %d parts %d are needed, and only part %s is here\nhint: bring %d of the parts %s",
-			s.Of, s.Need, strings.Join(here, ", "), lack, strings.Join(others, ", "))
+		return fmt.Sprintf("of its %d parts %d are needed, and only %s here\nhint: bring %d of the parts %s",
+			s.Of, s.Need, areParts(here), lack, strings.Join(others, ", "))
 	}
-	return text + fmt.Sprintf("; part %s is here\nhint: %s", strings.Join(here, ", "), when(len(others) > 0, "bring part "+strings.Join(others, " or ")+", or ")+again)
+	return text + fmt.Sprintf("; %s here\nhint: %s", areParts(here), when(len(others) > 0, "bring part "+strings.Join(others, " or ")+", or ")+again)
+}
+
+// areParts begins a sentence about parts: "part 2 is", "parts 2, 5 are".
+func areParts(list []string) string {
+	if len(list) == 1 {
+		return "part " + list[0] + " is"
+	}
+	return "parts " + strings.Join(list, ", ") + " are"
 }

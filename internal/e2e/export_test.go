@@ -202,7 +202,7 @@ func TestExportSticks(t *testing.T) {
 	if out := hub.run(75, "import", sticks[4]); !strings.Contains(out, "of its 5 parts 3 are needed, and only part 5 is here") || !strings.Contains(out, "bring 2 of the parts 1, 2, 3, 4") {
 		t.Errorf("one stick: %s", out)
 	}
-	if out := hub.run(75, "import", sticks[1]); !strings.Contains(out, "only part 2, 5 is here") {
+	if out := hub.run(75, "import", sticks[1]); !strings.Contains(out, "only parts 2, 5 are here") {
 		t.Errorf("two sticks: %s", out)
 	}
 	// The third and the fourth have rot, at different places.

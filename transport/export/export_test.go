@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"mochila/internal/envelope"
@@ -410,4 +411,82 @@ func TestForOthers(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	_ = all
+}
+
+// TestSticksOfTwoExports: sticks of two exports get mixed up, in many shapes, cut short and with flipped bits. Each export is restored from its
+// own, and when one stick too few is whole, the report names that export, and what is missing.
+func TestSticksOfTwoExports(t *testing.T) {
+	for _, c := range []struct{ n, m int }{{1, 1}, {2, 1}, {3, 2}, {5, 3}, {20, 5}} {
+		t.Run(fmt.Sprintf("%d+%d", c.n, c.m), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(uint64(c.n), uint64(c.m)))
+			shape := Options{Data: c.n, Parity: c.m, Block: 1024}
+			shape.Set = SetID{1}
+			first, a := someSet(t, shape, 33, 5_000, 40_000)
+			shape.Set = SetID{2}
+			second, b := someSet(t, shape, 34, 6_000, 30_000, 700)
+			all := c.n + c.m
+
+			// M sticks of each are lost, in all ways that there are: gone, cut short, rotten from end to end.
+			ruined := func(parts [][]byte) (left [][]byte, whole []int) {
+				bad := r.Perm(all)[:c.m]
+				for i, p := range parts {
+					p = bytes.Clone(p)
+					if !slices.Contains(bad, i) {
+						left, whole = append(left, p), append(whole, i)
+						continue
+					}
+					switch r.IntN(3) {
+					case 0:
+						left = append(left, p[:r.IntN(len(p))])
+					case 1:
+						for at := r.IntN(HeaderSize + 1024); at < len(p); at += HeaderSize + 1024 {
+							p[at] ^= 1 << r.IntN(8)
+						}
+						left = append(left, p)
+					}
+				}
+				return left, whole
+			}
+			here, _ := ruined(a)
+			there, whole := ruined(b)
+			sticks := append(here, there...)
+			r.Shuffle(len(sticks), func(i, j int) { sticks[i], sticks[j] = sticks[j], sticks[i] })
+			m := importer(t, t.TempDir())
+			defer m.Close()
+			st := transporttest.NewStation("")
+			for _, s := range sticks { // one after the other, as somebody plugs them in
+				feed(t, m, st, s)
+			}
+			transporttest.RequireReceived(t, st, append(first, second...)...)
+			if n := st.Count(); n != len(first)+len(second) {
+				t.Errorf("%d packets came, want %d", n, len(first)+len(second))
+			}
+
+			// All of the first, and one too few of the second.
+			m2 := importer(t, t.TempDir())
+			defer m2.Close()
+			st = transporttest.NewStation("")
+			some := slices.Clone(a)
+			for _, i := range whole[1:] {
+				some = append(some, b[i])
+			}
+			reports, _ := feed(t, m2, st, some...)
+			transporttest.RequireReceived(t, st, first...)
+			var lacking []SetReport
+			for _, x := range reports {
+				if !x.Complete {
+					lacking = append(lacking, x)
+				}
+			}
+			if c.n == 1 { // nothing of the second is there, and nobody can know of it
+				if len(lacking) != 0 {
+					t.Errorf("%+v", lacking)
+				}
+				return
+			}
+			if len(lacking) != 1 || !strings.HasPrefix(lacking[0].Set, "02") || lacking[0].Data != c.n || len(lacking[0].Parts) != c.n-1 {
+				t.Errorf("one stick too few: %+v", lacking)
+			}
+		})
+	}
 }
