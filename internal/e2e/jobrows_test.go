@@ -305,25 +305,52 @@ func TestFilespoolerFaults(t *testing.T) {
 			}
 		}},
 		{"wrong decoder/key", func(t *testing.T, w *jobWorld) {
-			before := len(w.sync(w.hub))
+			w.run("key", "note", "")
+			p := w.one()
+			// The packet of a session that hub does not have, something that is none at all, and half of the good one.
+			other := bytes.Clone(p.data)
+			other[20] ^= 1
 			junk := bytes.Repeat([]byte("not a packet of any session. "), 40)
-			name := strings.Repeat("a", 52)
-			lines := w.show(packet{name, junk})
-			shown := fmt.Sprintf("%+v", lines)
-			if before == 0 || w.quarantined() == 0 && !strings.Contains(shown, "Refused:1") && !strings.Contains(shown, "Bad:1") && !strings.Contains(shown, "Incomplete:1") {
-				// a name that is not the hash of the file is a file that is not complete yet: it is left, and shown as that
-				t.Logf("sync says %s", shown)
+			before := w.quarantine()
+			was := w.sync(w.hub)[0].Refused // what rows before this one have left there
+			lines := w.show(packet{packetName(other), other}, packet{packetName(junk), junk}, packet{p.name, p.data[:len(p.data)-7]})
+			w.wants("key")
+			if len(lines) == 0 || lines[0].Refused-was != 2 || lines[0].Incomplete != 1 || lines[0].Error != "" {
+				t.Errorf("hub says %+v, want 2 refused and 1 incomplete", lines)
 			}
-			os.Remove(filepath.Join(w.far, w.there, name))
+			aside := w.quarantine()[len(before):]
+			if len(aside) != 2 {
+				t.Fatalf("put aside: %+v, want 2", aside)
+			}
+			for i, want := range []string{"no session of ours fits", "not an item"} { // in either order
+				if !slices.ContainsFunc(aside, func(q control.QuarantineItem) bool { return q.From == "camp" && strings.Contains(q.Reason, want) }) {
+					t.Errorf("%d: put aside: %+v, none %q", i, aside, want)
+				}
+			}
+			w.show(p) // and nobody else minds
+			w.wants("key", 1)
+			if n := len(w.quarantine()) - len(before); n != 2 {
+				t.Errorf("%d were put aside in the end", n)
+			}
 		}},
 		{"header says L = 2^40 with valid prefix CRC", func(t *testing.T, w *jobWorld) {
 			huge := append([]byte{0xb1, 2}, bytes.Repeat([]byte{0xff}, 2000)...)
 			w.run("huge", "note", "")
 			p := w.one()
-			w.show(packet{packetName(huge), huge}, p)
-			w.wants("huge", 1) // the rest goes on
-			if w.quarantined() == 0 {
-				t.Log("what cannot be opened is not put aside")
+			before := w.quarantine()
+			w.lay(packet{packetName(huge), huge}, p)
+			kib, out, err := peakOf(t, w.hub.command("sync"))
+			if err != nil {
+				t.Fatalf("sync: %v: %s", err, out)
+			}
+			if kib > 256<<10 {
+				t.Errorf("it needed %d KiB", kib)
+			}
+			w.show() // on a slow machine the job has not run yet
+			w.wants("huge", 1)
+			aside := w.quarantine()[len(before):]
+			if len(aside) != 1 || aside[0].From != "camp" || !strings.Contains(aside[0].Reason, "no session of ours fits") {
+				t.Errorf("put aside: %+v, want it", aside)
 			}
 		}},
 		{"fifo named fspl-x.fspl", func(t *testing.T, w *jobWorld) {

@@ -382,6 +382,15 @@ func (w *jobWorld) act(n *node, verb string, ids ...string) {
 	}
 }
 
+// quarantine is what hub has put aside.
+func (w *jobWorld) quarantine() (list []control.QuarantineItem) {
+	w.t.Helper()
+	if err := w.with(w.hub, func(c *control.Client) error { return c.Get(w.t.Context(), "/v1/quarantine", &list) }); err != nil {
+		w.t.Fatal(err)
+	}
+	return list
+}
+
 // quarantined is how many things hub has put aside.
 func (w *jobWorld) quarantined() int {
 	w.t.Helper()
