@@ -204,8 +204,8 @@ func SecretFile(path string) (string, error) {
 		return "", withHint(fmt.Errorf("secret file %q is not an absolute path", path), "write the whole path, as in /etc/mochila/secret")
 	}
 	f, err := os.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("read the secret: %w", err)
+	if err != nil { // not %w: a file that is not there here must not be taken for one that is not there at the other side
+		return "", withHint(fmt.Errorf("read the secret: %v", err), "make %s, readable by the daemon's user alone (mode 600)", path)
 	}
 	defer f.Close()
 	fi, err := f.Stat()

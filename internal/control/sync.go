@@ -72,7 +72,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		r := rs[0]
 		line.add(r.Stats)
 		if r.Err != nil {
-			line.Error, line.Hint = r.Err.Error(), n.adviceFor(r.Err)
+			line.Error, line.Hint = r.Err.Error(), n.adviceFor(t.contact.URL, r.Err)
 			line.Absent, line.Full = errors.Is(r.Err, transport.ErrAbsent), errors.Is(r.Err, transport.ErrFull)
 		}
 		n.settle(ctx)
@@ -84,15 +84,18 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 	return line
 }
 
-// adviceFor says what would help: when a disk is full, this node's or the carrier's, and whatever the carrier knows.
-func (n *Node) adviceFor(err error) string {
+// adviceFor says what would help: when a disk is full, this node's or the carrier's, whatever the carrier knows, or what is to be looked at.
+func (n *Node) adviceFor(url string, err error) string {
 	switch {
 	case errors.Is(err, spool.ErrFull):
 		return "make room on the disk of " + n.home.SpoolDir + "; what was not taken stays with the neighbour"
 	case errors.Is(err, transport.ErrFull):
 		return "what did not fit goes with the next contact; more room takes more at once"
 	}
-	return hintOf(err, 0).Hint
+	if hint := hintOf(err, 0).Hint; hint != "" {
+		return hint
+	}
+	return carrierAdvice(url, err.Error())
 }
 
 func (l *SyncLine) add(s transport.Stats) {

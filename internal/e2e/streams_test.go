@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -120,5 +121,59 @@ func TestStreamTroubles(t *testing.T) {
 		if strings.Contains(text, "stick") || strings.Contains(text, "mule") || strings.Contains(text, "horse") {
 			t.Errorf("%s: %s", c.name, text)
 		}
+	}
+}
+
+// TestCarrierTroubles: whatever is broken about a carrier, a sync names it, and says what to look at.
+func TestCarrierTroubles(t *testing.T) {
+	t.Parallel()
+	camp, hub, _, _ := streamPair(t)
+	dir, nobody := t.TempDir(), peertest.FreePort(t)
+	plain, open := filepath.Join(dir, "plain"), filepath.Join(dir, "open")
+	for _, f := range []string{plain, open} {
+		if err := os.WriteFile(f, []byte("a:b"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	camp.knows(hub, control.PeerAdd{Carrier: "dir:" + dir, When: "manual"})
+	camp.configure("[[route]]\nto = [\"*\"]\nnode = \"hub\"\n")
+	camp.submit("Subject: due\n\n", "ana@hub.example")
+	for _, c := range []struct{ carrier, want, hint string }{
+		{"dir:" + dir + "/stick", dir + "/stick is not there", "plugged in"},
+		{"dir:" + plain, plain + " is not a directory", "folder"},
+		{"tcp:" + nobody, "connection refused", "[link] listen"},
+		{"tcp:no.such.host.invalid", "no.such.host.invalid", "resolver"},
+		{"ssh:nobody@" + nobody, "Connection refused", "ssh HOST"},
+		{"sftp:nobody@" + nobody + "/x", "Connection refused", "sftp HOST"},
+		{"unix:" + dir + "/link.sock", dir + "/link.sock", "run/link.sock"},
+		{"pipe:/nonexistent/modem", "/nonexistent/modem", "installed"},
+		{"pipe:/bin/echo hello", "link protocol", "mochila receive --link"},
+		{"exec:/nonexistent/carrier", "/nonexistent/carrier", "installed"},
+		{"exec:echo the dish is frozen >&2; exit 75", "the dish is frozen", "by hand"},
+		{"serial:" + dir + "/ttyUSB0", dir + "/ttyUSB0", "plugged in"},
+		{"serial:" + plain, plain, "a serial one"},
+		{"s3:bucket?endpoint=http://" + nobody + "&credentials=" + dir + "/keys", dir + "/keys", "mode 600"},
+		{"s3:bucket?endpoint=http://" + nobody + "&credentials=" + open, open, "chmod 600"},
+		{"dav:" + nobody + "/x", "connection refused", "does the server answer"},
+		{"davs:" + nobody + "/x?secret=" + dir + "/secret", dir + "/secret", "mode 600"},
+		{"nats:" + nobody + "/net", nobody, "nats-server"},
+		{"mail:a@hub.example?from=b@camp.example&sendmail=" + dir + "/sendmail", dir + "/sendmail", "mail server"},
+		{"mail:a@hub.example?from=b@camp.example&smtp=" + nobody, "connection refused", "mail server"},
+		{"fspl:" + dir, dir + " is no Filespooler queue", "queue-init"},
+	} {
+		if scheme, _, _ := strings.Cut(c.carrier, ":"); scheme == "ssh" || scheme == "sftp" {
+			if _, err := exec.LookPath("ssh"); err != nil {
+				t.Logf("SKIPPED: %s: no ssh: run .ci/peers", c.carrier)
+				continue
+			}
+		}
+		camp.knows(hub, control.PeerAdd{Carrier: c.carrier, When: "manual"})
+		out, err := camp.command("sync", "hub").CombinedOutput()
+		text := string(out)
+		_, hint, _ := strings.Cut(text, "\nhint: ")
+		if err == nil || !strings.HasPrefix(text, "mochila: error: hub") || !strings.Contains(text, c.want) || !strings.Contains(hint, c.hint) {
+			t.Errorf("%s: want %q and the hint %q, got %v:\n%s", c.carrier, c.want, c.hint, err, text)
+		}
+		camp.submit("Subject: due\n\n", "ana@hub.example") // what was tried rests for a while
 	}
 }
