@@ -112,3 +112,31 @@ func TestWithoutHandle(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestStartTimeWithoutAsking: what the clock says of a start is what the kernel says.
+func TestStartTimeWithoutAsking(t *testing.T) {
+	known := 0
+	for range 100 {
+		c, err := start("/bin/sleep", []string{"sleep", "1000"}, attributes(nil, nil, "/"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := readStat(c.pid)
+		unix.Kill(c.pid, unix.SIGKILL)
+		unix.Wait4(c.pid, nil, 0, nil)
+		if c.end != nil {
+			c.end.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.born == 0 {
+			continue
+		}
+		known++
+		if c.born != s.ticks {
+			t.Fatalf("started %d ticks after boot, the kernel says %d", c.born, s.ticks)
+		}
+	}
+	t.Logf("%d of 100 starts fell into one tick", known)
+}

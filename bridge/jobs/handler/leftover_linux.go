@@ -80,21 +80,36 @@ type bootID struct {
 	err error
 }
 
-// startTime is StartTime of a process that this one has started.
-func (b bootID) startTime(pid int) (uint64, error) {
-	s, err := readStat(pid)
-	if err != nil {
-		return 0, fmt.Errorf("start time of process %d: %w", pid, err)
+// startTime is StartTime of a process that this one has started. Nearly always it did so within one tick of the clock,
+// and need not ask.
+func (b bootID) startTime(c *child) (uint64, error) {
+	if c.born != 0 {
+		return b.id | c.born, b.err
 	}
-	return b.id | s.ticks, b.err
+	return StartTime(c.pid)
 }
+
+// bootTicks is the time since boot in the ticks in which the kernel tells of processes (USER_HZ), 0 when it is unknown.
+func bootTicks() uint64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return 0
+	}
+	return uint64(t.Nano()) / uint64(time.Second/userHZ)
+}
+
+// userHZ is USER_HZ, 100 on everything that Go runs on.
+const userHZ = 100
 
 // StartTime is a number that only this process with this pid has: not one that gets the pid later, nor one that had
 // it before the machine was started. Apart from that it means nothing.
 func StartTime(pid int) (uint64, error) {
-	var b bootID
-	b.id, b.err = boot()
-	return b.startTime(pid)
+	s, err := readStat(pid)
+	if err != nil {
+		return 0, fmt.Errorf("start time of process %d: %w", pid, err)
+	}
+	b, err := boot()
+	return b | s.ticks, err
 }
 
 // Leftover finds the living processes of a run of which a crash left only a record: those in the group and session

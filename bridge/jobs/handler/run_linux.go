@@ -118,7 +118,7 @@ func (r *run) record(boot bootID, started func(int, uint64) error) error {
 	if started == nil {
 		return nil
 	}
-	at, err := boot.startTime(r.child.pid)
+	at, err := boot.startTime(r.child)
 	if err == nil {
 		err = started(r.child.pid, at)
 	}

@@ -79,6 +79,7 @@ func (l Limits) order() ([]limit, error) {
 // child is a started process, not yet waited for: its number cannot become another's.
 type child struct {
 	pid  int
+	born uint64   // clock ticks since boot when it started, 0 when only the kernel knows
 	end  *os.File // readable when the process has ended; nil where the kernel cannot tell so
 	gate *os.File // of the shim: the plan goes in, and out comes what stopped it. nil: the program runs already
 	plan []byte
@@ -117,11 +118,16 @@ func attributes(acct *Account, env []string, dir string, fds ...int) *syscall.Pr
 func start(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
 	handle := -1
 	attr.Sys.PidFD = &handle
+	before := bootTicks()
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
 		return nil, err
 	}
-	return &child{pid: pid, end: watched(handle)}, nil
+	c := &child{pid: pid, end: watched(handle)}
+	if after := bootTicks(); after == before {
+		c.born = after
+	}
+	return c, nil
 }
 
 // watched makes a file of a descriptor that stands for a process, for which no thread has to wait; nil if that is not
