@@ -15,7 +15,8 @@ type Batch struct {
 	j     *Jobs
 	kicks map[chanKey]bool
 	owes  map[envelope.NodeID]bool
-	ended []envelope.ID
+	ended []envelope.ID // jobs of this node
+	here  []envelope.ID // jobs of peers
 	notes []note
 	trash []trash
 	used  map[*spool.Body]bool
@@ -47,7 +48,7 @@ func (j *Jobs) Batch() *Batch { b := &Batch{j: j}; b.Reset(); return b }
 // Reset forgets what an earlier run of the function left.
 func (b *Batch) Reset() {
 	b.kicks, b.owes, b.used = map[chanKey]bool{}, map[envelope.NodeID]bool{}, map[*spool.Body]bool{}
-	b.ended, b.notes, b.trash, b.after, b.wakes = nil, nil, nil, nil, map[chanKey]time.Time{}
+	b.ended, b.here, b.notes, b.trash, b.after, b.wakes = nil, nil, nil, nil, nil, map[chanKey]time.Time{}
 }
 
 // Used reports whether the spool has taken over a body that was given to the batch.
@@ -109,6 +110,9 @@ func (b *Batch) Committed() {
 	for _, id := range b.ended {
 		j.told(id)
 	}
+	for _, id := range b.here {
+		j.news(id)
+	}
 	for _, f := range b.after {
 		f()
 	}
@@ -118,7 +122,7 @@ func (b *Batch) Committed() {
 	for k := range b.kicks {
 		j.kick(k)
 	}
-	if len(b.ended) > 0 {
+	if len(b.ended)+len(b.here) > 0 {
 		j.kickDependent()
 	}
 	b.Reset()
@@ -138,9 +142,14 @@ func (j *Jobs) kickDependent() {
 	}
 }
 
-// told wakes whoever waits for news of a job, and writes the mail that was asked for.
+// told wakes whoever waits for news of a job of this node, and writes the mail that was asked for.
 func (j *Jobs) told(id envelope.ID) {
 	j.reply(id)
+	j.news(id)
+}
+
+// news wakes whoever waits for news of a job.
+func (j *Jobs) news(id envelope.ID) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, c := range j.waiters[id] {

@@ -382,7 +382,7 @@ func (j *Jobs) finish(tx *spool.Tx, b *Batch, c *inChan, r *run, res *envelope.R
 		return err
 	}
 	b.say(res.Ref, "job ended", res)
-	b.ended = append(b.ended, res.Ref)
+	b.here = append(b.here, res.Ref)
 	if hold {
 		if r.free {
 			r.s.flags |= slotHeld

@@ -59,6 +59,7 @@ type side struct {
 	policy  *Policy
 	suspect bool
 	took    map[envelope.ID]bool
+	free    func() (free, total int64, err error) // of its disk; nil is what the system says
 }
 
 // packet is a bundle on its way, or a receipt for one.
@@ -106,7 +107,7 @@ func (s *side) renew() {
 
 func (s *side) open() {
 	s.w.t.Helper()
-	sp, err := spool.Open(s.dir, spool.Options{Reserve: 1})
+	sp, err := spool.Open(s.dir, spool.Options{Reserve: 1, Free: s.free})
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
