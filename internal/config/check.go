@@ -452,6 +452,9 @@ func (k *checker) contacts() {
 		if every := t.When.Every(); every > 0 && every != t.Every {
 			k.bad(t.at, "every", fmt.Sprintf("%s contradicts when = %q", t.Every, t.When), "leave one of them out")
 		}
+		if t.Summary > 0 && t.Summary < summaryMin {
+			k.bad(t.at, "summary", fmt.Sprintf("%s is less than what a summary takes itself", t.Summary), `at least "4KiB"`)
+		}
 		for _, n := range t.Reaches {
 			if n == t.Node {
 				k.bad(t.at, "reaches", fmt.Sprintf("%q is the neighbour itself", n), "leave it out")

@@ -168,6 +168,7 @@ type Contact struct {
 	MaxBytes  Size     `toml:"max_bytes"`  // budget of one contact, both ways; 0: none
 	MaxPacket Size     `toml:"max_packet"` // larger packets take another contact; 0: none
 	Overdue   Duration `toml:"overdue"`    // without a receipt for so long, a packet is sent again; 0: by the kind of carrier
+	Summary   Size     `toml:"summary"`    // of routes that lead here and have none of their own; 0: none
 	Reaches   []string `toml:"reaches"`    // further nodes to which the neighbour relays, for what no route's path says
 
 	at source

@@ -213,6 +213,7 @@ func (f PeerFile) text() string {
 		size("max_bytes", k.MaxBytes)
 		size("max_packet", k.MaxPacket)
 		dur("overdue", k.Overdue)
+		size("summary", k.Summary)
 		list("reaches", k.Reaches)
 	}
 	for _, r := range f.Routes {

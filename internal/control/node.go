@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -316,6 +317,7 @@ func (n *Node) policy(c *config.Config) (*bridge.Policy, error) {
 		routes = append(routes, x)
 	}
 	delivers, routes = defaultRules(c, ids, delivers, routes)
+	byContact(c, ids, routes)
 	table, err := route.New(delivers, routes)
 	if err != nil {
 		return nil, err
@@ -343,6 +345,32 @@ func addresses(list []string) route.Addresses {
 		return nil
 	}
 	return route.NewAddresses(list)
+}
+
+// byContact gives routes without a summary of their own that of the contacts on their first hop, if all of these have one:
+// the largest.
+func byContact(c *config.Config, ids map[string]envelope.NodeID, routes []route.Rule) {
+	for i := range routes {
+		r := &routes[i]
+		if r.Summary.Above > 0 {
+			continue
+		}
+		hop, direct := r.Node, len(r.Path) == 0
+		if !direct {
+			hop = r.Path[0]
+		}
+		all, most := true, config.Size(0)
+		for k := range c.Contacts {
+			t := &c.Contacts[k]
+			reaches := func(name string) bool { return ids[name] == hop }
+			if reaches(t.Node) || direct && slices.ContainsFunc(t.Reaches, reaches) {
+				all, most = all && t.Summary > 0, max(most, t.Summary)
+			}
+		}
+		if all {
+			r.Summary.Above = int64(most)
+		}
+	}
 }
 
 // defaultRules adds what pairing promises: NAME.mochila of every peer is routed to it, and this node's own name ends
