@@ -479,8 +479,9 @@ func (a *app) mailqCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "mailq",
 		Short: "print the queue as Postfix's mailq does",
-		Long: `Prints the queue in the layout of Postfix's mailq, for eyes and programs that know it: "*" marks what is active and
-"!" what is held.`,
+		Long: `Prints the queue in the layout of Postfix's mailq, for eyes and programs that know it: "*" marks what is active, which
+is all that goes at the next contact or is being delivered, and "!" what is held. The columns are those of Postfix's long
+queue ids.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.node(c.Context(), func(n *control.Client) error {

@@ -180,9 +180,18 @@ func (pf *postfix) transport(ctx context.Context, domain string) (how, hop strin
 	return "", ""
 }
 
-// mainWords splits a list of main.cf.
+// mainWords splits a list of main.cf; what is in braces stays together.
 func mainWords(s string) []string {
-	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+	depth := 0
+	return strings.FieldsFunc(s, func(r rune) bool {
+		switch r {
+		case '{':
+			depth++
+		case '}':
+			depth--
+		}
+		return depth == 0 && (r == ',' || r == ' ' || r == '\t')
+	})
 }
 
 // listed looks a domain up in a list of names, files and tables. What cannot be read counts as having it: a warning is

@@ -38,6 +38,17 @@ func TestPostfixLoop(t *testing.T) {
 	if out := check(`["camp.example", "*.camp.example"]`); !strings.Contains(out, "gives mail for *.camp.example back") {
 		t.Errorf("check is silent about domains that do not end at Postfix:\n%s", out)
 	}
+	for how, setting := range map[string][2]string{
+		"default_transport = lmtp:unix:mochila/lmtp.sock":      {"default_transport", "lmtp:unix:mochila/lmtp.sock"},
+		"transport_maps: .camp.example smtp:127.0.0.1:" + port: {"transport_maps", "inline:{ { .camp.example = smtp:127.0.0.1:" + port + " } }"},
+	} {
+		before := s.postfix.Setting(setting[0])
+		s.postfix.Set(setting[0], setting[1])
+		if out := check(`["*.camp.example"]`); !strings.Contains(out, "gives mail for *.camp.example back to this node ("+how+")") {
+			t.Errorf("check is silent about %s:\n%s", how, out)
+		}
+		s.postfix.Set(setting[0], before)
+	}
 
 	check(`["*"]`)
 	s.serve()

@@ -488,6 +488,9 @@ func tail(s string) string {
 	return s
 }
 
+// Setting is what a main.cf setting of the instance says, "" for one that it leaves alone.
+func (p *Postfix) Setting(key string) string { return p.settings[key] }
+
 // Config is its configuration folder, for MAIL_CONFIG.
 func (p *Postfix) Config() string { return p.path("conf") }
 
