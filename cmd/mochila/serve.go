@@ -113,13 +113,13 @@ it cannot. Its log goes to syslog. sendmail -bd is this command.`,
 				Reloaded: func() { notify(a.getenv("NOTIFY_SOCKET"), "READY=1") },
 				Alive:    func() { notify(a.getenv("NOTIFY_SOCKET"), "WATCHDOG=1") },
 				Ready: func() {
-					if err := notify(a.getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
-						logger.Warn("cannot tell the service manager that the daemon is ready", "err", err)
-					}
 					if child {
 						if err := letGo(); err != nil {
 							logger.Warn("go into the background", "err", err)
 						}
+					}
+					if err := notify(a.getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
+						logger.Warn("cannot tell the service manager that the daemon is ready", "err", err)
 					}
 				},
 			})
