@@ -28,8 +28,9 @@ type carrier struct {
 }
 
 var carriers = []carrier{
-	{"dir", false, carrierDir}, {"tcp", true, carrierTCP}, {"unix", true, carrierUnix}, {"ssh", true, carrierSSH}, {"sftp", false, carrierSFTP},
+	{"dir", false, carrierDir}, {"tcp", true, carrierTCP}, {"unix", true, carrierUnix}, {"pipe", true, carrierPipe}, {"ssh", true, carrierSSH}, {"sftp", false, carrierSFTP},
 	{"s3", false, carrierS3}, {"dav", false, carrierDAV}, {"nats", false, carrierNATS}, {"rclone", false, carrierRclone},
+	{"exec", true, carrierExec}, {"fspl", false, carrierFspl},
 }
 
 // carriers measures what a carrier makes of small mails that wait: from the start of a contact at camp to the last one in
@@ -143,6 +144,27 @@ func carrierTCP(_ *bench, _ string, p *pair) (string, string, func(), error) {
 
 func carrierUnix(_ *bench, _ string, p *pair) (string, string, func(), error) {
 	return "unix:" + filepath.Join(p.hub, "run/link.sock"), "", nothing, nil
+}
+
+func carrierPipe(b *bench, _ string, p *pair) (string, string, func(), error) {
+	return "pipe:" + filepath.Join(b.bin, "mochila") + " --home " + p.hub + " receive --link", "", nothing, nil
+}
+
+func carrierExec(b *bench, _ string, p *pair) (string, string, func(), error) {
+	return "exec:" + filepath.Join(b.bin, "mochila") + " --home " + p.hub + " receive", "", nothing, nil
+}
+
+func carrierFspl(b *bench, dir string, _ *pair) (string, string, func(), error) {
+	if _, err := exec.LookPath("fspl"); err != nil {
+		return "", "", nothing, fmt.Errorf("fspl: %w: %w", errMissing, err)
+	}
+	there, back := filepath.Join(dir, "there"), filepath.Join(dir, "back")
+	for _, queue := range []string{there, back} {
+		if _, err := command(b.ctx, nil, "fspl", "queue-init", "-q", queue); err != nil {
+			return "", "", nothing, err
+		}
+	}
+	return "fspl:" + there + "?in=" + back, "fspl:" + back + "?in=" + there, nothing, nil
 }
 
 func carrierSSH(b *bench, dir string, p *pair) (string, string, func(), error) {
