@@ -78,6 +78,9 @@ func (in *incoming) job(rec *bundle.Record) error {
 		return err
 	}
 	body := b.spool.NewBody()
+	if e.Size > 0 {
+		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
+	}
 	_, err := io.Copy(body, rec.Content)
 	if err == nil {
 		err = body.Finish()

@@ -37,6 +37,7 @@ type load struct {
 	envs    []*envelope.Envelope
 	trusts  []string
 	anew    bool // seal it under a session that carries its offer: the peer may have lost the others
+	written bool // once already, and all contents were what their envelopes say
 }
 
 // recipeRecord is the field of a recipe that holds one control record; recipeMade says when it was sealed.
@@ -149,7 +150,7 @@ func (l *load) size() (n int64) {
 
 // write writes the content of the bundle.
 func (b *Bridge) write(w io.Writer, l *load) error {
-	bw := b.codec.NewWriter(w, l.header(), bundle.Options{})
+	bw := b.codec.NewWriter(w, l.header(), bundle.Options{Compared: l.written})
 	if len(l.records) > 0 {
 		if err := bw.Frame("control"); err != nil {
 			return err
@@ -249,6 +250,7 @@ func (b *Bridge) sealLoad(l *load, dest, next envelope.NodeID, class uint8) (*se
 		if out.packet, err = finish(nil, small, stream, class); err != nil {
 			return nil, err
 		}
+		l.written = true
 		s.Packet, s.Size = out.packet.ID, out.packet.Size
 		return out, nil
 	}
@@ -257,6 +259,7 @@ func (b *Bridge) sealLoad(l *load, dest, next envelope.NodeID, class uint8) (*se
 	if err != nil {
 		return nil, err
 	}
+	l.written = true
 	sent.InnerSession, sent.InnerSeq = s.Session, s.Seq
 	if out.packet, err = finish(box, small, stream, class); err != nil {
 		return nil, err
@@ -527,13 +530,17 @@ func (b *Bridge) rebuild(s *spool.Sent) (*transport.Packet, error) {
 		if err != nil {
 			return nil, err
 		}
-		return b.same(s, box, l.size() <= smallBundle, stream)
+		p, err := b.same(s, box, l.size() <= smallBundle, stream)
+		l.written = err == nil
+		return p, err
 	case s.Kind == sentBundle:
 		l, stream, err := b.restream(s)
 		if err != nil {
 			return nil, err
 		}
-		return b.same(s, nil, l.size() <= smallBundle, stream)
+		p, err := b.same(s, nil, l.size() <= smallBundle, stream)
+		l.written = err == nil
+		return p, err
 	}
 	return nil, errGone
 }
