@@ -81,7 +81,7 @@ func (in *incoming) job(rec *bundle.Record) error {
 	if e.Size > 0 {
 		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
 	}
-	_, err := io.Copy(body, rec.Content)
+	err := copyContent(body, rec.Content, e.Size)
 	if err == nil {
 		err = body.Finish()
 	}

@@ -348,7 +348,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 		return bad(envelope.ReasonQuota, err)
 	}
 	body := b.spool.NewBody()
-	if _, err := io.Copy(body, r); err != nil {
+	if err := copyContent(body, r, hop.Length); err != nil {
 		body.Discard()
 		return classify(err)
 	}
@@ -372,7 +372,13 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m mark) error {
 	b := in.b
 	limit := b.Policy().Limits.MessageSize
-	rd := b.codec.NewReader(m.ses.keys.OpenItem(h, m.seq, r), bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
+	content := m.ses.keys.OpenItem(h, m.seq, r)
+	if in.size > smallBundle {
+		a := readAhead(content)
+		defer a.Close() // before r is read on, to refuse the packet
+		content = a
+	}
+	rd := b.codec.NewReader(content, bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
 	defer rd.Close()
 	head, err := rd.Header()
 	if err != nil {
@@ -601,7 +607,7 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 	if e.Size > 0 {
 		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
 	}
-	_, err := io.Copy(body, rec.Content)
+	err := copyContent(body, rec.Content, e.Size)
 	if err == nil {
 		err = body.Finish()
 	}

@@ -446,7 +446,9 @@ func (w *writer) sendSlice(o *sending) error {
 	}
 	switch took := time.Since(began); {
 	case took < 100*time.Millisecond:
-		w.size = min(2*w.size, maxSlice)
+		if w.size = min(2*w.size, maxSlice); w.size == maxSlice {
+			w.out.enlarge(w.s)
+		}
 	case took > time.Second:
 		w.size = max(w.size/2, minSlice)
 	}
@@ -468,10 +470,13 @@ func (w *writer) readSlice(o *sending, from int64) (int, error) {
 	if w.slice == nil {
 		w.slice = make([]byte, maxSlice)
 	}
-	n := int(min(int64(w.size), o.p.Size-from))
-	n, err := io.ReadFull(o.r, w.slice[:n])
-	o.off += int64(n)
-	return n, cut(err)
+	n := min(int64(w.size), o.p.Size-from)
+	if n == maxSlice {
+		n -= from % maxSlice // the neighbour writes whole pages
+	}
+	got, err := io.ReadFull(o.r, w.slice[:n])
+	o.off += int64(got)
+	return got, cut(err)
 }
 
 // sayDone tells the neighbour that nothing is left to send, and how much of its own is dealt with, when that is

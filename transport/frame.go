@@ -110,6 +110,13 @@ type frameWriter struct {
 	nums []byte
 }
 
+// enlarge makes room for a frame with a full slice, so that it leaves in one piece. The buffer is empty.
+func (f *frameWriter) enlarge(to io.Writer) {
+	if f.w.Size() < maxSlice {
+		f.w = bufio.NewWriterSize(to, maxSlice+128)
+	}
+}
+
 // write sends one frame whose body is numbers (as uvarints) followed by parts.
 func (f *frameWriter) write(t frameType, numbers []uint64, parts ...[]byte) error {
 	f.nums = f.nums[:0]

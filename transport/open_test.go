@@ -192,7 +192,7 @@ func TestCutWhileItIsOpened(t *testing.T) {
 			m.run(t.Context())
 			m.mustEndWell(t)
 			transporttest.RequireReceived(t, m.callee, p)
-			if sum := first + m.calleeStats.BytesIn; sum > bigSize*101/100 {
+			if sum := first + m.calleeStats.BytesIn; sum > bigSize*105/100 { // a slice or two was under way
 				t.Errorf("%d bytes came for %d", sum, bigSize)
 			}
 			if e.ended.Load() != 1 {
@@ -320,7 +320,7 @@ func TestTroubleWhileItComes(t *testing.T) {
 		m.run(t.Context())
 		m.mustEndWell(t)
 		transporttest.RequireReceived(t, m.callee, p)
-		if sum := calleeStats.BytesIn + m.calleeStats.BytesIn; sum > bigSize*105/100 { // a slice or two was on its way
+		if sum := calleeStats.BytesIn + m.calleeStats.BytesIn; sum > bigSize*105/100 { // a slice or two was under way
 			t.Errorf("%d bytes came for %d", sum, bigSize)
 		}
 	})
@@ -391,7 +391,7 @@ func TestCancelWhileItIsOpened(t *testing.T) {
 		m.run(t.Context())
 		m.mustEndWell(t)
 		transporttest.RequireReceived(t, m.callee, p)
-		if sum := first + m.calleeStats.BytesIn; sum > bigSize*101/100 {
+		if sum := first + m.calleeStats.BytesIn; sum > bigSize*105/100 { // a slice or two was under way
 			t.Errorf("%d bytes came for %d", sum, bigSize)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -103,7 +104,9 @@ func openRegular(path string, flag int) (*os.File, error) {
 // osFile is a file that is being written.
 type osFile struct {
 	*os.File
-	begun int64 // so much of it is on its way to the disk
+	begun   int64 // so much of it is on its way to the disk
+	pushing sync.Mutex
+	pushed  sync.WaitGroup
 }
 
 // Sync implements File: fdatasync(2) makes content and length durable, and does not wait for the journal when only a
@@ -120,11 +123,23 @@ func (f *osFile) Sync() error {
 	}
 }
 
-// Begin implements Beginner.
+// Begin implements Beginner. A disk with a full queue keeps the one who asks waiting: that is a goroutine, one at a time.
 func (f *osFile) Begin(size int64) {
-	if n := size - f.begun; n > 0 && unix.SyncFileRange(int(f.Fd()), f.begun, n, unix.SYNC_FILE_RANGE_WRITE) == nil {
-		f.begun = size
+	from, n := f.begun, size-f.begun
+	if n <= 0 || !f.pushing.TryLock() {
+		return
 	}
+	f.begun = size
+	f.pushed.Go(func() {
+		defer f.pushing.Unlock()
+		_ = unix.SyncFileRange(int(f.Fd()), from, n, unix.SYNC_FILE_RANGE_WRITE) // Sync tells what is wrong
+	})
+}
+
+// Close implements File.
+func (f *osFile) Close() error {
+	f.pushed.Wait()
+	return f.File.Close()
 }
 
 // Beginner is an optional method of a File: Begin has the first size bytes, which are written, brought to the disk
