@@ -156,6 +156,7 @@ func (w *writer) step(ctx context.Context) (over bool, err error) {
 		return false, w.sendSlice(o)
 	}
 	if said, err := w.sayDone(); said || err != nil {
+		w.overFrom = time.Time{} // something came since, even if that is settled before anybody looks
 		return false, err
 	}
 	linger, over := w.over()
