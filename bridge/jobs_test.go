@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -159,4 +161,55 @@ func TestJobsOverTCP(t *testing.T) {
 		return true
 	})
 	eventually(t, "hub is empty", hub.empty)
+}
+
+// TestRefusedInput: the input of jobs that are refused when they come is gone from the disk, of those that get a place in
+// their channel and of those that do not.
+func TestRefusedInput(t *testing.T) {
+	camp, hub := newNode(t, "camp"), newNode(t, "hub")
+	hub.runner = &scribe{}
+	hub.close()
+	hub.open()
+	url := hub.listen()
+	camp.knows(hub, url)
+	hub.knows(camp, "")
+	p := *hub.pol
+	p.Jobs.Handlers = append(p.Jobs.Handlers, &jobs.Handler{Name: "echo", Allow: []string{"camp:mine"}, OnFailure: "skip"})
+	p.Jobs.MaxStdin = 60_000
+	hub.pol = &p
+	hub.b.SetPolicy(&p)
+	input := func(n int) string { return strings.Repeat("0123456789", n/10) }
+	ids := []envelope.ID{
+		camp.order(hub, "mine", "other", input(50_000)),
+		camp.order(hub, "nobodys", "echo", input(50_000)),
+		camp.order(hub, "mine", "echo", input(70_000)),
+		camp.order(hub, "mine", "echo", input(50_000)),
+	}
+	camp.run()
+	hub.run()
+	eventually(t, "every result", func() bool {
+		for _, id := range ids {
+			if !camp.job(id).Ended {
+				return false
+			}
+		}
+		return true
+	})
+	for i, want := range []string{"refused", "refused", "refused", "done"} {
+		if v := camp.job(ids[i]); v.State != want {
+			t.Errorf("job %d is %s (%s), want %s", i, v.State, v.Why, want)
+		}
+	}
+	eventually(t, "no input of a job to be left at hub", func() bool {
+		left, err := filepath.Glob(filepath.Join(hub.dir, "spool", "body", "*", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range left {
+			if st, err := os.Stat(f); err == nil && st.Size() != 50_000+13 { // what echo says is a result
+				return false
+			}
+		}
+		return true
+	})
 }
