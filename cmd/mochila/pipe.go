@@ -130,15 +130,36 @@ func (p *pipeEnd) send(ctx context.Context, r io.Reader) error {
 			}
 		})
 	}
+	// What is read waits for nobody who may never write: a piece that is not taken ends it at once.
+	type portion struct {
+		b   []byte
+		err error
+	}
+	read := make(chan portion)
+	go func() {
+		for {
+			buf := make([]byte, control.MaxPiece)
+			k, err := r.Read(buf)
+			select {
+			case read <- portion{buf[:k], err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
 	offset := int64(0)
 	var err error
 	for err == nil && ctx.Err() == nil {
-		buf := make([]byte, control.MaxPiece)
-		var k int
-		k, err = r.Read(buf)
-		if k > 0 {
-			piece(offset, buf[:k], false)
-			offset += int64(k)
+		select {
+		case x := <-read:
+			if err = x.err; len(x.b) > 0 {
+				piece(offset, x.b, false)
+				offset += int64(len(x.b))
+			}
+		case <-ctx.Done():
 		}
 	}
 	if err == io.EOF || errors.Is(err, os.ErrClosed) {
@@ -231,6 +252,7 @@ func (a *app) callPipe(ctx context.Context, n *control.Client, node, channel, ha
 			}
 		case err := <-result:
 			if ctx.Err() != nil {
+				first.forget(n, tickets[0].ID)
 				return &control.Error{Message: "interrupted", Exit: control.ExitTemp}
 			}
 			if err != nil {
@@ -344,6 +366,17 @@ func (h *helloFirst) Write(b []byte) (int, error) {
 	close(h.there)
 	n, err := h.w.Write(b[1:])
 	return n + 1, err
+}
+
+// forget takes an opening back that nobody has answered yet.
+func (h *helloFirst) forget(n *control.Client, job string) {
+	select {
+	case <-h.there:
+	default:
+		ctx, cancel := context.WithTimeout(context.Background(), hangUpWait)
+		defer cancel()
+		n.Post(ctx, "/v1/jobs", control.JobAction{Verb: "cancel", IDs: []string{job}}, nil) // if it cannot, the program there is hung up on
+	}
 }
 
 // met says why there was no pipe when the handler has succeeded.

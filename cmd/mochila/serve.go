@@ -33,8 +33,8 @@ control and submission sockets. SIGHUP reads the configuration again, as mochila
 
 The log goes to standard error, in the grammar of Postfix's: "Nov 23 10:00:00 host mochila/smtp[PID]: QUEUEID: …".
 Under systemd it has priorities instead of times. --syslog sends it to the syslog daemon, as facility mail. Readiness, reloads
-and the watchdog are notified (Type=notify or notify-reload), and sockets of a .socket unit are used for the addresses of [smtp] and [link] listen: they stay open
-while the daemon restarts, so that no client is refused.
+and the watchdog are notified (Type=notify or notify-reload), and sockets of a .socket unit are used for the addresses of
+[smtp] and [link] listen: they stay open while the daemon restarts, so that no client is refused.
 
 Where no service manager starts it, --background does: the command ends when the daemon serves, or with its exit status when
 it cannot. Its log goes to syslog. sendmail -bd is this command.`,

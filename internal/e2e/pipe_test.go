@@ -72,6 +72,13 @@ func TestPipe(t *testing.T) {
 		}
 	}
 
+	// Nobody holds this end: a program there that only waits for input is hung up on, not left waiting.
+	cmd = camp.command("run", "hub", "--wait", "--no-order", "--", "echo")
+	cmd.Stdin = strings.NewReader("mochila-pipe 1 " + strings.Repeat("A", 26) + "\n")
+	if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 128+int(syscall.SIGHUP) {
+		t.Errorf("a pipe without a caller: status %d: %s", cmd.ProcessState.ExitCode(), out)
+	}
+
 	// Who called is killed: the program there is hung up on.
 	cmd = camp.command("pipe", "hub", "wait")
 	in, err := cmd.StdinPipe()
