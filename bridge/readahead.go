@@ -48,6 +48,11 @@ func (a *readahead) fill(r io.Reader) {
 			return
 		case b = <-a.free:
 		}
+		select {
+		case <-a.stop: // both were ready
+			return
+		default:
+		}
 		n, err := r.Read(b)
 		a.full <- piece{b, n, err} // never waits: there are no more pieces than places
 		if err != nil {
