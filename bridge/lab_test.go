@@ -380,6 +380,13 @@ func (k *logBook) Write(p []byte) (int, error) {
 	return k.b.Write(p)
 }
 
+// forget makes room: what is measured is not the log.
+func (k *logBook) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.b = bytes.Buffer{}
+}
+
 func (k *logBook) has(text string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
