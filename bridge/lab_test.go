@@ -266,7 +266,7 @@ func (n *node) contact(only ...*Contact) []SyncResult {
 // deliver hands everything that is due to the node's mail system.
 func (n *node) deliver() {
 	n.t.Helper()
-	if n.b.Settled() {
+	if n.b.out.idle() {
 		return
 	}
 	n.drain()

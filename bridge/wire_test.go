@@ -127,7 +127,7 @@ func (n *node) drain() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { n.b.out.run(ctx); close(done) }()
-	eventually(n.t, n.name+" has delivered", n.b.Settled)
+	eventually(n.t, n.name+" has delivered", n.b.out.idle) // jobs are not run here
 	cancel()
 	<-done
 }
