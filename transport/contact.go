@@ -11,11 +11,12 @@ import (
 )
 
 const (
-	maxReceiving = 4    // packets of one contact that are with the Station at a time
-	maxOffers    = 8    // own offers without a verdict
-	maxOffered   = 16   // the neighbour's offers without a verdict, before it is taken for hostile
-	maxInFlight  = 4096 // small packets sent and not acknowledged
-	ackPackets   = 64   // acknowledge at the latest after so many small packets
+	maxReceiving = 4       // packets of one contact that are with the Station at a time
+	maxOffers    = 8       // own offers without a verdict
+	maxOffered   = 16      // the neighbour's offers without a verdict, before it is taken for hostile
+	maxInFlight  = 4096    // small packets sent and not acknowledged
+	maxUnheard   = 4 << 20 // bytes of them: the Station may keep what is in a packet until then
+	ackPackets   = 64      // acknowledge at the latest after so many small packets
 	ackBytes     = 512 << 10
 	pingAfter    = 15 * time.Second
 )
@@ -41,6 +42,7 @@ type contact struct {
 
 	// sending
 	inFlight []*Packet // PACKETs not acknowledged, in order
+	unheard  int64     // bytes of them
 	acked    uint64    // PACKETs acknowledged
 	offers   map[uint64]*sending
 	offered  uint64      // OFFERs sent

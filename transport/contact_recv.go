@@ -427,6 +427,9 @@ func (c *contact) acknowledge(packets uint64) error {
 	k := int(packets - c.acked)
 	sent := c.inFlight[:k:k]
 	c.inFlight = c.inFlight[k:]
+	for _, p := range sent {
+		c.unheard -= p.Size
+	}
 	c.acked = packets
 	c.stats.PacketsOut += k
 	c.mu.Unlock()

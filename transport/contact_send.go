@@ -190,7 +190,7 @@ func (w *writer) fetch() {
 	for _, o := range w.offers {
 		offered += o.p.Size - o.from
 	}
-	room := len(w.offers) < maxOffers && len(w.inFlight) < maxInFlight && !w.peerStopped
+	room := len(w.offers) < maxOffers && len(w.inFlight) < maxInFlight && w.unheard < maxUnheard && !w.peerStopped
 	w.mu.Unlock()
 	if room && (offered < enough || w.hinted) {
 		w.asking, w.hinted = true, false
@@ -369,6 +369,7 @@ func (w *writer) sendWhole(ctx context.Context, p *Packet) error {
 	}
 	w.mu.Lock()
 	w.inFlight = append(w.inFlight, p)
+	w.unheard += p.Size
 	w.mu.Unlock()
 	w.sentSince = true
 	return w.write(framePacket, nil, body)
