@@ -85,15 +85,16 @@ func (tx *Tx) dueRefs(no uint32, max int, maxBytes, maxItem int64) (refs []Ref, 
 	binary.BigEndian.PutUint32(prefix[:], no)
 	c := tx.bucket(bkDue).Cursor()
 	sum := int64(0)
-	// What is larger than maxItem stands together behind what is not, in each class: once one of them was found, the others are jumped over.
-	next := func(k []byte) []byte {
-		k, _ = c.Next()
+	// What is larger than maxItem stands together behind what is not, in each class: once one of them was found, the
+	// others are jumped over.
+	next := func() []byte {
+		k, _ := c.Next()
 		if larger && len(k) == dueKeySize && bytes.HasPrefix(k, prefix[:]) && k[5] > sizeClass(maxItem) && k[4] < 255 {
 			k, _ = c.Seek(append(prefix[:], k[4]+1))
 		}
 		return k
 	}
-	for k, _ := c.Seek(prefix[:]); len(k) == dueKeySize && bytes.HasPrefix(k, prefix[:]) && len(refs) < max; k = next(k) {
+	for k, _ := c.Seek(prefix[:]); len(k) == dueKeySize && bytes.HasPrefix(k, prefix[:]) && len(refs) < max; k = next() {
 		r := Ref{envelope.ID(k[6:22]), int(binary.BigEndian.Uint16(k[22:]))}
 		if _, leased := tx.s.leases.by[r]; leased {
 			continue

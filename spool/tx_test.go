@@ -616,12 +616,11 @@ func TestLeaseUpTo(t *testing.T) {
 		return it.Env.ID
 	}
 	var want []envelope.ID
-	var big []Ref
 	for _, prio := range []int{9, 0, -9} {
 		want = append(want, put(prio, 10))
 		put(prio, 12_000)
 		for _, size := range []int{20_000, 30_000, 200_000} {
-			big = append(big, Ref{put(prio, size), 0})
+			put(prio, size)
 		}
 	}
 	put(-9, 17_000)
