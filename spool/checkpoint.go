@@ -326,7 +326,7 @@ func (s *Spool) endCheckpoint(wait bool) error {
 
 // checkpointCommits is after how many commits a checkpoint begins at the latest: bbolt looks at every one since the
 // pin whenever a transaction begins.
-const checkpointCommits = 1000
+const checkpointCommits = 400
 
 // checkpointBacklog is how many times its usual length a log may reach while a checkpoint runs.
 const checkpointBacklog = 4
