@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -174,6 +175,9 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	if isLocal(c.URL) && (interval == 0 || c.When.Always && interval > rescan) {
 		interval = rescan
 	}
+	if calls := b.callsFor(c, now); calls > 0 && (interval == 0 || calls < interval) {
+		interval = calls
+	}
 	switch {
 	case poked:
 	case interval > 0 && now.Sub(last) >= interval:
@@ -191,6 +195,28 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	}
 	s.running, s.poked = true, false
 	return true, 0
+}
+
+// callsFor is the interval of contacts while somebody waits for the result of a job beyond c: where only this side can
+// call, the result waits there for the next call. It is a quarter of the time that the job has taken so far, and at
+// least a second; 0 when nobody waits, or where a call is no small thing.
+func (b *Bridge) callsFor(c *Contact, now time.Time) (interval time.Duration) {
+	switch scheme, _, _ := strings.Cut(c.URL, ":"); scheme {
+	case "tcp", "unix", "ssh":
+	default:
+		return 0
+	}
+	for _, a := range b.jobs.Awaited() {
+		if age := max(now.Sub(a.Entered)/4, time.Second); b.leads(c, a.Peer) && (interval == 0 || age < interval) {
+			interval = age
+		}
+	}
+	return interval
+}
+
+// leads reports whether a contact is a way to a node.
+func (b *Bridge) leads(c *Contact, n envelope.NodeID) bool {
+	return n == c.Node || slices.Contains(b.Policy().paths(n), c.Node)
 }
 
 // watch listens to the hints of a carrier that has some. The mutex is held.
@@ -241,37 +267,25 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 
 // DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
 func (b *Bridge) DueFor(c *Contact) bool {
-	p := b.Policy()
-	through := func(n envelope.NodeID) bool {
-		if n == c.Node {
-			return true
-		}
-		for _, x := range p.paths(n) {
-			if x == c.Node {
-				return true
-			}
-		}
-		return false
-	}
 	for _, q := range b.spool.Dests() {
-		if n, ok := q.Node(); ok && through(n) && b.spool.DueNow(q) {
+		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) {
 			return true
 		}
 	}
 	for n := range b.ses.owedPeers() {
-		if through(n) {
+		if b.leads(c, n) {
 			return true
 		}
 	}
 	for _, n := range b.jobs.Due(b.now()) {
-		if through(n) {
+		if b.leads(c, n) {
 			return true
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for n := range b.pending {
-		if through(n) {
+		if b.leads(c, n) {
 			return true
 		}
 	}

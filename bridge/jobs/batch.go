@@ -156,6 +156,7 @@ func (j *Jobs) news(id envelope.ID) {
 		close(c)
 	}
 	delete(j.waiters, id)
+	delete(j.awaited, id)
 }
 
 // oweTo notes that a channel record for a peer may be due.

@@ -214,6 +214,7 @@ type Jobs struct {
 	slots   chan struct{}                 // closed and made anew when a program ends
 	owing   map[envelope.NodeID]time.Time // when channel records for a peer are due
 	waiters map[envelope.ID][]chan struct{}
+	awaited map[envelope.ID]Awaited // those of waiters that are at another node
 	poke    chan struct{}
 	idle    chan struct{} // closed and made anew when a runner ends
 }
@@ -249,7 +250,7 @@ func New(o Options) (*Jobs, error) {
 	}
 	j := &Jobs{o: o, spool: o.Spool, log: o.Log, active: map[lane]int{}, again: map[lane]bool{},
 		wake: map[chanKey]time.Time{}, depend: map[chanKey]bool{}, flying: map[string]bool{}, inUse: map[string]int{},
-		slots: make(chan struct{}), owing: map[envelope.NodeID]time.Time{}, waiters: map[envelope.ID][]chan struct{}{},
+		slots: make(chan struct{}), owing: map[envelope.NodeID]time.Time{}, waiters: map[envelope.ID][]chan struct{}{}, awaited: map[envelope.ID]Awaited{},
 		poke: make(chan struct{}, 1), idle: make(chan struct{})}
 	if err := j.recover(); err != nil {
 		return nil, fmt.Errorf("take up the jobs that were running: %w", err)

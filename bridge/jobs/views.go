@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -418,12 +419,39 @@ func (j *Jobs) Await(ctx context.Context, id envelope.ID) (*View, error) {
 			j.forgetWaiter(id, c)
 			return v, err
 		}
+		j.await(id, v)
 		select {
 		case <-ctx.Done():
 			j.forgetWaiter(id, c)
 			return v, nil
 		case <-c:
 		}
+	}
+}
+
+// Awaited is a job at another node whose result somebody here is waiting for.
+type Awaited struct {
+	Peer    envelope.NodeID
+	Entered time.Time
+}
+
+// Awaited lists the jobs of this node for whose results somebody waits now.
+func (j *Jobs) Awaited() []Awaited {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.awaited))
+}
+
+// await notes that somebody waits for a job that has not ended, unless it has ended meanwhile.
+func (j *Jobs) await(id envelope.ID, v *View) {
+	j.mu.Lock()
+	_, told := j.awaited[id]
+	if v.Own && len(j.waiters[id]) > 0 {
+		j.awaited[id] = Awaited{v.Peer, v.Entered}
+	}
+	j.mu.Unlock()
+	if !told {
+		j.o.Wake()
 	}
 }
 
@@ -439,6 +467,7 @@ func (j *Jobs) forgetWaiter(id envelope.ID, c chan struct{}) {
 	}
 	if len(list) == 0 {
 		delete(j.waiters, id)
+		delete(j.awaited, id)
 	} else {
 		j.waiters[id] = list
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"mochila/internal/control"
 	"mochila/internal/peertest"
@@ -74,6 +76,40 @@ func TestCutTransfer(t *testing.T) {
 	t.Logf("%d bytes: %d connections, %d cuts, %d bytes received: %.3f times", size, conns, n, bytes, float64(bytes)/float64(size))
 	if n != cuts || bytes >= size*105/100 {
 		t.Errorf("%d cuts, want %d; %d bytes received for %d", n, cuts, bytes, size)
+	}
+}
+
+// TestWaitForOnCall: the result of a job that ends when the contact is long over comes home although only this side can
+// call, and by itself does so every five minutes: for whoever waits the node calls more often.
+func TestWaitForOnCall(t *testing.T) {
+	t.Parallel()
+	link, gate := peertest.FreePort(t), filepath.Join(t.TempDir(), "gate")
+	camp := newNode(t, "camp", "name = \"camp\"\n")
+	hub := newNode(t, "hub", fmt.Sprintf("name = \"hub\"\n[link]\nlisten = [%q]\n", link)+
+		fmt.Sprintf("[[handler]]\nname = \"gate\"\ncommand = [\"/bin/sh\", \"-c\", \"until [ -e %s ]; do sleep 0.1; done; echo open\"]\nallow = [\"*:*\"]\n", gate))
+	camp.knows(hub, control.PeerAdd{Carrier: "tcp:" + link})
+	hub.knows(camp, control.PeerAdd{When: "on-call"})
+	hub.start()
+	camp.start()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // without waiting it would be five
+	defer cancel()
+	over := make(chan error, 1)
+	var out []byte
+	go func() {
+		var err error
+		cmd := camp.command("run", "hub", "--wait", "--", "gate")
+		stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+		defer stop()
+		out, err = cmd.Output()
+		over <- err
+	}()
+	peertest.Await(t, "the job to run at hub", func() bool { return strings.Contains(hub.must("jobs", "list"), "running") }, hub.log.String)
+	peertest.Await(t, "the end of the contact", func() bool { return strings.Contains(hub.log.String(), "bytes_in=") }, hub.log.String)
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-over; err != nil || string(out) != "open\n" {
+		t.Errorf("%v: %q\n%s", err, out, tail(camp.log.String()))
 	}
 }
 
