@@ -28,7 +28,7 @@ const (
 )
 
 // checkLife compares spool and identity before any link opens, and begins a new incarnation when they do not belong
-// together: the index was copied or put back, it is new although the identity is not, or one of them is older.
+// together: the index was copied or put back, or has lost commits, it is new although the identity is not, or one of them is older.
 func (b *Bridge) checkLife() error {
 	var life []byte
 	if err := b.spool.View(func(tx *spool.Tx) error { life = tx.Meta(lifeKey); return nil }); err != nil {
@@ -37,6 +37,9 @@ func (b *Bridge) checkLife() error {
 	own := b.keys.Incarnation()
 	switch {
 	case b.spool.Copied():
+		if damage := b.spool.Recovered().LogDamage; damage != "" {
+			return b.Restored("commits of the spool are lost: " + damage + "; both logs are in the quarantine")
+		}
 		return b.Restored("the index is a copy of another one")
 	case len(b.ses.lost) > 0:
 		// their keys were wrapped anew, or lost: the spool is older than the identity, or was not wrapped with it
