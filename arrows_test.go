@@ -51,7 +51,7 @@ var below = map[string][]string{
 	"bridge/deliver": {"internal/envelope", "internal/durable", "bridge/route"},
 	"bridge/bounce":  {"internal/envelope"},
 	"bridge/letter":  {},
-	"bridge/summary": {},
+	"bridge/summary": {"internal/envelope"},
 	"bridge/jobs":    {"internal/envelope", "internal/durable", "spool", "bridge/jobs/..."},
 
 	"bridge/jobs/handler": {"internal/passwd"},  // runs a program: it knows no queue, no node, no spool

@@ -125,14 +125,14 @@ var errStrangeIndex = errors.New("it is not the index that its log continues")
 // checkpoints is how the index follows the log. It is the writer's, or that of who opens and closes the spool.
 type checkpoints struct {
 	wal     *wal
-	logging bool     // commits are in the log, and the index is not synced
-	pin     *bolt.Tx // holds the pages of the base
-	next    *bolt.Tx // holds those of the base that is becoming durable
-	done    chan error
-	plain   int   // so many commits go without the log
-	limit   int64 // bytes of log after which a checkpoint begins
-	commits int   // since the last one began
-	mapped  int64 // bytes of the index that are surely mapped: growing the map waits for readers, and the pin is one
+	logging bool       // commits are in the log, and the index is not synced
+	pin     *bolt.Tx   // holds the pages of the base
+	next    *bolt.Tx   // holds those of the base that is becoming durable
+	done    chan error // how the checkpoint ended; nil when none runs
+	plain   int        // so many commits go without the log
+	limit   int64      // bytes of log after which a checkpoint begins
+	commits int        // since the last one began
+	mapped  int64      // bytes of the index that are surely mapped: growing the map waits for readers, and the pin is one
 }
 
 // recoverIndex brings the index to what the log says, before anybody opens it.

@@ -162,6 +162,7 @@ func (e *ExactReader) Err() error {
 	return e.err
 }
 
+// Read passes on what comes, and fails where the content ends early or goes on behind its size.
 func (e *ExactReader) Read(b []byte) (int, error) {
 	switch {
 	case e.err != nil:

@@ -179,9 +179,9 @@ func (d *draft) assemble(parts []bytes.Buffer) []byte {
 	}
 	var b bytes.Buffer
 	field(&b, "Date", d.n.Now.Format(time.RFC1123Z))
-	field(&b, "From", "Mail Delivery System <"+clean(d.n.From)+">")
+	field(&b, "From", "Mail Delivery System <"+envelope.Printable(d.n.From)+">")
 	field(&b, "Subject", subject(d.kind))
-	path(&b, "To", "<"+clean(d.mail.Sender)+">")
+	path(&b, "To", "<"+envelope.Printable(d.mail.Sender)+">")
 	field(&b, "Auto-Submitted", "auto-replied")
 	field(&b, "Message-Id", "<"+d.n.ID.String()+"@"+token(d.n.MTA)+">")
 	field(&b, "MIME-Version", "1.0")

@@ -30,7 +30,7 @@ func (g *Digest) Compose() (*envelope.Mail, []byte) {
 	if g.Node != "" && g.Node != g.MTA {
 		who += " (mochila node " + g.Node + ")"
 	}
-	fmt.Fprintf(&list, "This is the mail system at %s.\n\n", clean(who))
+	fmt.Fprintf(&list, "This is the mail system at %s.\n\n", envelope.Printable(who))
 	fmt.Fprintf(&list, "I'm sorry to have to tell you that %d of your mails could not be delivered,\nand will not be tried again. "+
 		"So that you do not get as many reports, here is\none of all. The single reports are attached.\n\n", len(g.Notices))
 	outer, inner := g.ID.String()+"/"+token(g.MTA), g.ID.String()+".digest/"+token(g.MTA)
@@ -40,7 +40,7 @@ func (g *Digest) Compose() (*envelope.Mail, []byte) {
 	left := 0
 	for _, n := range g.Notices {
 		for _, l := range failures(n) {
-			list.WriteString(clean(l) + "\n")
+			list.WriteString(envelope.Printable(l) + "\n")
 		}
 		if g.MaxBytes > 0 && parts.Len()+len(n) > g.MaxBytes {
 			left++
@@ -59,9 +59,9 @@ func (g *Digest) Compose() (*envelope.Mail, []byte) {
 	eight := !ascii(text.String()) || !ascii(parts.String())
 	var b bytes.Buffer
 	field(&b, "Date", g.Now.Format(time.RFC1123Z))
-	field(&b, "From", "Mail Delivery System <"+clean(g.From)+">")
+	field(&b, "From", "Mail Delivery System <"+envelope.Printable(g.From)+">")
 	field(&b, "Subject", fmt.Sprintf("Undelivered Mail: %d reports", len(g.Notices)))
-	path(&b, "To", "<"+clean(g.To)+">")
+	path(&b, "To", "<"+envelope.Printable(g.To)+">")
 	field(&b, "Auto-Submitted", "auto-replied")
 	field(&b, "Message-Id", "<"+g.ID.String()+"@"+token(g.MTA)+">")
 	field(&b, "MIME-Version", "1.0")

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"mochila/internal/envelope"
@@ -21,20 +20,20 @@ func (d *draft) notification(b *bytes.Buffer) {
 	if d.n.Node != "" && d.n.Node != d.n.MTA {
 		who += " (mochila node " + d.n.Node + ")"
 	}
-	fmt.Fprintf(&t, "This is the mail system at %s.\n\n", clean(who))
+	fmt.Fprintf(&t, "This is the mail system at %s.\n\n", envelope.Printable(who))
 	t.WriteString(opening(d.kind, d.whole, d.mute(), d.mail.By != nil))
 	if d.kind == envelope.ActionDelayed && !d.n.Until.IsZero() {
 		fmt.Fprintf(&t, "It will be tried until %s.\n", d.n.Until.Format("Mon, 2 Jan 2006 15:04 MST"))
 	}
 	fmt.Fprintf(&t, "\nIts queue id here is %s.\n", d.n.Original.ID)
 	for _, o := range d.n.Outcomes {
-		fmt.Fprintf(&t, "\n<%s>: %s\n", clean(o.Addr), sentence(o))
+		fmt.Fprintf(&t, "\n<%s>: %s\n", envelope.Printable(o.Addr), sentence(o))
 	}
 	if len(d.n.Explain) > 0 {
 		t.WriteByte('\n')
 	}
 	for _, l := range d.n.Explain {
-		t.WriteString(clean(l) + "\n")
+		t.WriteString(envelope.Printable(l) + "\n")
 	}
 	if d.why != "" {
 		t.WriteString("\n" + d.why + "\n")
@@ -95,11 +94,11 @@ func opening(kind envelope.Action, whole, mute, by bool) string {
 
 // sentence tells people what became of one recipient.
 func sentence(o envelope.Outcome) string {
-	text := clean(o.Status.Text)
+	text := envelope.Printable(o.Status.Text)
 	if o.Status.Code != 0 {
-		text = clean(o.Status.String())
+		text = envelope.Printable(o.Status.String())
 		if o.MTA != "" {
-			text = "host " + clean(o.MTA) + " said: " + text
+			text = "host " + envelope.Printable(o.MTA) + " said: " + text
 		}
 	}
 	if text == "" {
@@ -172,9 +171,9 @@ func (d *draft) recipient(b *bytes.Buffer, o envelope.Outcome) {
 // address is an address with its type in front. Without RFC 6533 there is none that is not ASCII.
 func (d *draft) address(a string) string {
 	if !ascii(a) {
-		return "utf-8; " + clean(a)
+		return "utf-8; " + envelope.Printable(a)
 	}
-	return "rfc822; " + clean(a)
+	return "rfc822; " + envelope.Printable(a)
 }
 
 // original is the Original-Recipient field of a recipient, "" when its sender gave no ORCPT.
@@ -194,7 +193,7 @@ func (d *draft) original(addr string) string {
 
 // text is foreign text as the status part may hold it.
 func (d *draft) text(s string) string {
-	s = clean(s)
+	s = envelope.Printable(s)
 	if d.utf8 {
 		return s
 	}
@@ -448,19 +447,6 @@ func wrap(b *bytes.Buffer, line string) {
 	b.WriteString("\r\n")
 }
 
-// clean makes foreign text fit for one line: valid UTF-8 without controls.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r) || r == '\u2028' || r == '\u2029':
-			return ' '
-		case r == utf8.RuneError || unicode.Is(unicode.C, r):
-			return '?'
-		}
-		return r
-	}, s)
-}
-
 // toASCII replaces what is not.
 func toASCII(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -482,7 +468,7 @@ func token(s string) string {
 }
 
 // envID is the decoded ENVID, "" when there is none that can be shown.
-func envID(x string) string { return strings.TrimSpace(toASCII(clean(unXtext(x)))) }
+func envID(x string) string { return strings.TrimSpace(toASCII(envelope.Printable(unXtext(x)))) }
 
 // unXtext decodes xtext (RFC 3461 section 4); what is none comes back as it is.
 func unXtext(s string) string {

@@ -6,10 +6,10 @@ import (
 	"mime/quotedprintable"
 	"net/mail"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/emersion/go-message"
+
+	"mochila/internal/envelope"
 )
 
 // section writes a part of text for people.
@@ -159,16 +159,7 @@ func (m *Mail) Subject() string {
 // Clean makes foreign text fit to be shown: one line of at most most characters, without controls and without those that
 // turn the direction of writing or take no room. A long text loses its middle, so that the end of a file name stays.
 func Clean(s string, most int) string {
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r) || r == '\u2028' || r == '\u2029':
-			return ' '
-		case r == utf8.RuneError || unicode.Is(unicode.C, r):
-			return '?'
-		}
-		return r
-	}, s)
-	r := []rune(strings.TrimSpace(s))
+	r := []rune(strings.TrimSpace(envelope.Printable(s)))
 	if len(r) <= most {
 		return string(r)
 	}

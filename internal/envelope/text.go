@@ -3,6 +3,7 @@ package envelope
 import (
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -41,6 +42,21 @@ func clean(s string, limit int) bool {
 		}
 	}
 	return true
+}
+
+// Printable makes foreign text fit to be shown to people in the text of a mail, on one line: any white space and line
+// separator becomes a space, and what is no valid UTF-8, a control, or a character that turns the direction of writing or
+// takes no room becomes "?". Nothing is cut.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r) || r == '\u2028' || r == '\u2029':
+			return ' '
+		case r == utf8.RuneError || unicode.Is(unicode.C, r):
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // checkText refuses what may not stand in an SMTP command or a header field: controls, and more than limit bytes.
