@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -317,7 +318,11 @@ func (a *app) answerPipe(ctx context.Context, n *control.Client, args []string) 
 		w.Close()
 		return err
 	}
+	// Below nohup SIGHUP is ignored, and the program would inherit that. What is caught here it does not.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
 	err = cmd.Start()
+	signal.Stop(caught)
 	w.Close()
 	if err != nil {
 		return &control.Error{Message: err.Error(), Hint: "the program of this handler", Exit: control.ExitUnavailable}
