@@ -299,7 +299,7 @@ func (in *incoming) refuseInner(ctx context.Context, r *hashing, cause *badPacke
 		b.log.Error("quarantine", "err", err)
 	}
 	b.log.Warn("bundle refused", "by way of", b.Policy().nodeName(in.prev), "size", in.size, "reason", cause.reason.String(), "err", esc(cause.err.Error()))
-	in.tellRefused([32]byte(box.h.Sum(nil)), cause)
+	in.tellRefused([32]byte(box.name.Sum(nil)), cause)
 	return fmt.Errorf("%w: %v", transport.ErrRefused, cause)
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -575,7 +574,7 @@ func (n *node) rollBack(m image) {
 // incarnation is a short name of a node's life.
 func (n *node) incarnation() string { return fmt.Sprintf("%x", n.keys.Incarnation()) }
 
-func sumOf(b []byte) [32]byte { return sha256.Sum256(b) }
+func sumOf(b []byte) [32]byte { return envelope.SumOf(b) }
 
 // packetID is the name of a packet with these bytes.
 func packetID(b []byte) string { return transport.ID(sumOf(b)).String() }

@@ -191,7 +191,7 @@ type sealed struct {
 	sent   []*spool.Sent
 	used   []*session
 	held   map[[8]byte]uint64 // numbers that the receipts inside cover, per session
-	sum    [32]byte           // of the bundle behind the hop box
+	sum    [32]byte           // hash of the bundle behind the hop box, its name
 	byHand bool               // its envelope was held for this packet
 }
 
@@ -270,13 +270,13 @@ func (b *Bridge) sealLoad(l *load, dest, next envelope.NodeID, class uint8) (*se
 
 // hopBox seals the hop box of a payload for the neighbour next and notes it in out.
 func (b *Bridge) hopBox(next envelope.NodeID, h seal.Hop, stream func(io.Writer) error, out *sealed) ([]byte, *spool.Sent, error) {
-	sum := counted{h: sha256.New()}
-	if err := stream(&sum); err != nil {
+	name, check := counted{h: envelope.NewSum()}, sha256.New() // the box has its own hash: docs/seal.md
+	if err := stream(io.MultiWriter(&name, check)); err != nil {
 		return nil, nil, err
 	}
-	h.Type, h.Length = 1, sum.n
-	sum.h.Sum(out.sum[:0])
-	copy(h.PayloadHash[:], out.sum[:])
+	h.Type, h.Length = 1, name.n
+	name.h.Sum(out.sum[:0])
+	copy(h.PayloadHash[:], check.Sum(nil))
 	n, err := b.number(next, false)
 	if err != nil {
 		return nil, nil, err
@@ -363,13 +363,13 @@ func finish(head, small []byte, stream func(io.Writer) error, class uint8) (*tra
 		if len(head) > 0 {
 			all = append(slices.Clip(head), small...)
 		}
-		p.ID, p.Size = sha256.Sum256(all), int64(len(all))
+		p.ID, p.Size = envelope.SumOf(all), int64(len(all))
 		p.Open = func(off int64) (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(all[min(off, int64(len(all))):])), nil
 		}
 		return p, nil
 	}
-	c := counted{h: sha256.New()}
+	c := counted{h: envelope.NewSum()}
 	c.Write(head)
 	if err := stream(&c); err != nil {
 		return nil, err

@@ -84,7 +84,7 @@ type hashing struct {
 func newHashing(r io.Reader) *hashing {
 	x := &hashing{r: r}
 	if x.name, _ = r.(transport.Named); x.name == nil {
-		x.h = sha256.New()
+		x.h = envelope.NewSum()
 	}
 	return x
 }
@@ -273,7 +273,7 @@ func (in *incoming) hop(ctx context.Context, r io.Reader, h seal.Header, m mark)
 	m.owe = true
 	in.prev = m.ses.peer
 	in.marks = append(in.marks, m)
-	pr := &payload{r: io.LimitReader(r, hop.Length), rest: r, left: hop.Length, want: hop.PayloadHash, h: sha256.New()}
+	pr := &payload{r: io.LimitReader(r, hop.Length), rest: r, left: hop.Length, want: hop.PayloadHash, h: sha256.New(), name: envelope.NewSum()}
 	if hop.Dest == b.ID().Label() {
 		in.box, in.left = pr, hop.Left
 		return in.item(ctx, pr, true)
@@ -287,8 +287,9 @@ type payload struct {
 	rest io.Reader
 	left int64
 	want [16]byte
-	h    hash.Hash
-	err  error // sticky: what was found at the end
+	h    hash.Hash // compared with want
+	name hash.Hash // the bundle's, for a refusal
+	err  error     // sticky: what was found at the end
 }
 
 func (p *payload) Read(b []byte) (int, error) {
@@ -303,6 +304,7 @@ func (p *payload) Read(b []byte) (int, error) {
 func (p *payload) read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.h.Write(b[:n])
+	p.name.Write(b[:n])
 	p.left -= int64(n)
 	if err != io.EOF {
 		return n, err

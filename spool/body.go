@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -48,7 +47,7 @@ func (s *Spool) NewBody() *Body { return &Body{s: s} }
 // NewMailBody is NewBody for the content of a mail: it may be put into a file that held an earlier one.
 func (s *Spool) NewMailBody() *Body { return &Body{s: s, reuse: true} }
 
-// Vouch says what the SHA-256 of the content is, before the first Write: whoever writes compares it, and discards the body if it is
+// Vouch says what the hash of the content is, before the first Write: whoever writes compares it, and discards the body if it is
 // another. Large content is then not hashed a second time.
 func (b *Body) Vouch(sum [32]byte) { b.sum, b.vouched = sum, true }
 
@@ -135,7 +134,7 @@ func (b *Body) Finish() error {
 		return errors.New("finishing a discarded body")
 	}
 	if b.f == nil {
-		b.sum = sha256.Sum256(b.buf)
+		b.sum = envelope.SumOf(b.buf)
 		b.finished = true
 		return nil
 	}
@@ -204,7 +203,7 @@ func (b *Body) Open() (io.ReadSeekCloser, error) {
 // Size is how many bytes were written.
 func (b *Body) Size() int64 { return b.size }
 
-// Sum is the SHA-256 of the content, after Finish.
+// Sum is the hash (envelope.SumOf) of the content, after Finish.
 func (b *Body) Sum() [32]byte { return b.sum }
 
 // ref describes the finished content, and returns it when it is small.

@@ -2,7 +2,6 @@ package spool
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -68,7 +67,7 @@ func (c *checker) problem(kind string, id envelope.ID, format string, a ...any) 
 	}
 }
 
-// Fsck walks everything: pages, records, indexes, and every content with its SHA-256. With fix it repairs what can be
+// Fsck walks everything: pages, records, indexes, and every content with its hash. With fix it repairs what can be
 // repaired without guessing: index entries and counts follow the records, leftovers are removed, broken records go to
 // the quarantine, items with broken content are held. It may run beside other work, which waits while the
 // pages and counts are checked: about a second per million items.
@@ -170,7 +169,7 @@ func (c *checker) record(tx *Tx, id envelope.ID, v []byte) {
 			c.content(id, "its content is missing")
 		case int64(len(body)) != h.size:
 			c.content(id, "its content has a wrong length")
-		case sha256.Sum256(body) != ref.sum:
+		case envelope.SumOf(body) != ref.sum:
 			c.content(id, "its content is damaged")
 		}
 	}
@@ -303,7 +302,7 @@ func (c *checker) file(f fileID) error {
 		return nil
 	}
 	defer r.Close()
-	sum := sha256.New()
+	sum := envelope.NewSum()
 	n, err := io.Copy(sum, io.LimitReader(r, it.BodySize)) // what follows is of an earlier mail
 	switch {
 	case err != nil:

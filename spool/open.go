@@ -17,11 +17,22 @@ import (
 )
 
 // formatVersion is the version of the index layout that this program writes.
-const formatVersion = 1
+const formatVersion = 2
 
 // migrations lead from one version of the index to the next: element v makes version v+1 of version v. All of them run
 // in one transaction with the new version number, so a crash leaves one version or the other.
-var migrations = map[uint64]func(*bolt.Tx) error{}
+var migrations = map[uint64]func(*bolt.Tx) error{1: emptyOnly}
+
+// emptyOnly passes an index of version 1 that holds no items. Their contents were known by SHA-256 there, and nothing could
+// be handed over that is compared with BLAKE3.
+func emptyOnly(tx *bolt.Tx) error {
+	if b := tx.Bucket(bucketNames[bkItem].name); b != nil {
+		if n := b.Stats().KeyN; n > 0 {
+			return fmt.Errorf("%d items are queued whose contents are known by another hash: have the program that wrote them deliver them first", n)
+		}
+	}
+	return nil
+}
 
 // Keys of bucket meta that are the spool's own; those of its owner begin with "u:".
 var (

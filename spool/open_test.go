@@ -65,7 +65,7 @@ func TestVersions(t *testing.T) {
 	set := func(v string) {
 		edit(t, dir, func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put(metaVersion, []byte(v)) })
 	}
-	set("2")
+	set("3")
 	if _, err := Open(dir, Options{}); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "install") {
 		t.Errorf("newer: %v", err)
 	}
@@ -76,7 +76,14 @@ func TestVersions(t *testing.T) {
 			t.Errorf("version %q was opened", v)
 		}
 	}
-	set("0")
+	set("1")
+	if s, err := Open(dir, Options{}); err == nil || !strings.Contains(err.Error(), "1 items are queued") {
+		s.Close()
+		t.Errorf("with mail of version 1: %v", err)
+	}
+	dir = t.TempDir()
+	fill(t, dir)
+	set("0") // without mail all steps are gone
 	migrations[0] = func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("u:migrated"), []byte("yes")) }
 	defer delete(migrations, 0)
 	s := open(t, dir, Options{})

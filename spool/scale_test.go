@@ -2,7 +2,6 @@ package spool
 
 import (
 	"bufio"
-	"crypto/sha256"
 	"fmt"
 	"os"
 	"runtime"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mochila/internal/envelope"
 )
 
 // anonymous is how much memory of this process is not a mapped file, in bytes.
@@ -39,7 +40,7 @@ func anonymous(t testing.TB) int64 {
 func queue(t testing.TB, s *Spool, n int) {
 	t.Helper()
 	data := pattern(600)
-	sum := sha256.Sum256(data)
+	sum := envelope.SumOf(data)
 	for done := 0; done < n; {
 		part := min(n-done, 1000)
 		err := s.Apply(func(tx *Tx) error {

@@ -2,7 +2,6 @@ package spool
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +34,7 @@ func mail(content []byte, dests ...Dest) *Item {
 	e := &envelope.Envelope{
 		ID: envelope.NewID(time.Now()), Kind: envelope.KindMail, Created: time.Now().Truncate(time.Millisecond).UTC(),
 		Expires: time.Now().Add(60 * 24 * time.Hour).Truncate(time.Second).UTC(),
-		Size:    int64(len(content)), Sum: sha256.Sum256(content),
+		Size:    int64(len(content)), Sum: envelope.SumOf(content),
 		Mail: &envelope.Mail{Sender: "ana@camp.example"},
 	}
 	it := &Item{Env: e, Trust: "uid:1000", Entered: e.Created}

@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mochila/internal/envelope"
 )
 
 // Put implements Folder: free space is checked, then temporary file, fsync, read back and compare, rename, fsync
@@ -77,7 +78,7 @@ func writeFile(ctx context.Context, r *os.Root, name string, size int64, src io.
 	if err != nil {
 		return err
 	}
-	wrote := sha256.New()
+	wrote := envelope.NewSum()
 	n, err := copyContext(ctx, io.MultiWriter(f, wrote), io.LimitReader(src, size+1))
 	if err == nil && n != size {
 		err = fmt.Errorf("%d bytes came, %d were announced: %w", n, size, errDamaged)
@@ -93,7 +94,7 @@ func writeFile(ctx context.Context, r *os.Root, name string, size int64, src io.
 		return fmt.Errorf("read back: %w", err)
 	}
 	defer back.Close()
-	read := sha256.New()
+	read := envelope.NewSum()
 	if _, err := copyContext(ctx, read, back); err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}

@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
@@ -12,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"mochila/internal/envelope"
 )
 
 // Partials keeps the received beginnings of big packets, one file per packet, so that a contact goes on where the
@@ -115,7 +116,7 @@ func (p *Partials) begin(id ID, size int64) (*partial, error) {
 		}
 	}
 	if w.off == 0 {
-		w.sum = sha256.New()
+		w.sum = envelope.NewSum()
 	}
 	p.tick++
 	p.kept[id] = &kept{bytes: size, open: true, used: p.tick}
@@ -254,7 +255,7 @@ func (w *partial) restart() error {
 	if err := w.f.Truncate(0); err != nil {
 		return fmt.Errorf("restart partial packet: %w", err)
 	}
-	w.off, w.synced, w.sum = 0, time.Time{}, sha256.New()
+	w.off, w.synced, w.sum = 0, time.Time{}, envelope.NewSum()
 	return nil
 }
 
@@ -268,7 +269,7 @@ func (w *partial) whole(ctx context.Context) (bool, error) {
 	if known, whole := w.hashed(); known {
 		return whole, nil
 	}
-	sum := sha256.New()
+	sum := envelope.NewSum()
 	if _, err := copyContext(ctx, sum, w.reader()); err != nil {
 		return false, fmt.Errorf("read partial packet: %w", err)
 	}
@@ -341,7 +342,7 @@ func (w *partial) close() error {
 func (w *partial) growing() *growing {
 	var sum hash.Hash
 	if w.sum == nil {
-		sum = sha256.New()
+		sum = envelope.NewSum()
 	}
 	return newGrowing(w.f, w.id, w.size, w.off, sum)
 }

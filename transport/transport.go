@@ -18,7 +18,7 @@ import (
 // HeadSize is how many leading bytes of a packet a Station needs to say whether it knows it.
 const HeadSize = 32
 
-// ID is the SHA-256 of a packet's bytes.
+// ID is the BLAKE3 hash of a packet's bytes.
 type ID [sha256.Size]byte
 
 var idText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)

@@ -2,10 +2,11 @@ package transport
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"hash"
 	"io"
+
+	"mochila/internal/envelope"
 )
 
 // verifier passes a packet's bytes through and never lets a reader have all of them unless there are exactly size
@@ -23,7 +24,7 @@ type verifier struct {
 }
 
 func newVerifier(ctx context.Context, r io.Reader, id ID, size int64, bad error) *verifier {
-	return &verifier{ctx: ctx, r: r, id: id, sum: sha256.New(), left: size, bad: bad}
+	return &verifier{ctx: ctx, r: r, id: id, sum: envelope.NewSum(), left: size, bad: bad}
 }
 
 func (v *verifier) Read(b []byte) (int, error) {

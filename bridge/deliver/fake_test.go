@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -295,7 +294,7 @@ func rawMail(sender string, b []byte, rcpts ...string) *Message {
 	env := &envelope.Envelope{
 		ID:   envelope.NewID(time.Unix(1700000000, 0)),
 		Kind: envelope.KindMail, Created: time.Unix(1700000000, 0),
-		Size: int64(len(b)), Sum: sha256.Sum256(b),
+		Size: int64(len(b)), Sum: envelope.SumOf(b),
 		Mail: &envelope.Mail{Sender: sender},
 	}
 	m := &Message{Env: env, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}

@@ -151,7 +151,7 @@ type Start struct {
 	Created time.Time
 	Expires time.Time
 	Size    int64    // of stdin
-	Sum     [32]byte // SHA-256 of stdin
+	Sum     [32]byte // hash of stdin, as envelope.SumOf has it
 	Stdin   func() (io.ReadCloser, error)
 }
 

@@ -3,7 +3,6 @@ package control
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -292,7 +291,7 @@ func verified(s *jobs.Start) (io.ReadCloser, error) {
 	if err != nil || s.Size == 0 {
 		return in, err
 	}
-	h := sha256.New()
+	h := envelope.NewSum()
 	n, err := io.Copy(h, in)
 	switch {
 	case err != nil:

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"testing/iotest"
 
 	"mochila/internal/control"
+	"mochila/internal/envelope"
 	"mochila/internal/peertest"
 	"mochila/transport"
 )
@@ -423,7 +423,7 @@ func TestFilespoolerFaults(t *testing.T) {
 }
 
 // packetName is the name that a packet of these bytes has.
-func packetName(b []byte) string { return transport.ID(sha256.Sum256(b)).String() }
+func packetName(b []byte) string { return transport.ID(envelope.SumOf(b)).String() }
 
 // TestNNCPFaults has the rows of what was measured with NNCP's exec.
 func TestNNCPFaults(t *testing.T) {

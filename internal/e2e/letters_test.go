@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"fmt"
 	"net/smtp"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"mochila/internal/control"
+	"mochila/internal/envelope"
 	"mochila/internal/peertest"
 	carrier "mochila/transport/letter"
 )
@@ -289,7 +289,7 @@ func letterOf(t *testing.T, packet []byte, size int64) (letters [][]byte) {
 	t.Helper()
 	for off := int64(0); off < int64(len(packet)); off += size {
 		var b bytes.Buffer
-		p := carrier.Part{Packet: sha256.Sum256(packet), Size: int64(len(packet)), Offset: off, Length: min(size, int64(len(packet))-off)}
+		p := carrier.Part{Packet: envelope.SumOf(packet), Size: int64(len(packet)), Offset: off, Length: min(size, int64(len(packet))-off)}
 		if err := carrier.Write(&b, carrier.Cover{From: "letters@hub.example", To: "letters@camp.example", Date: time.Now()}, p, bytes.NewReader(packet[off:])); err != nil {
 			t.Fatal(err)
 		}

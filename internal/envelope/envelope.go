@@ -27,7 +27,7 @@ type Envelope struct {
 	Expires  time.Time // afterwards no node delivers it; seconds are enough
 	Priority int       // RFC 6710: -9 to 9, 0 normal
 	Size     int64     // content bytes
-	Sum      [32]byte  // SHA-256 of the content
+	Sum      [32]byte  // hash of the content (SumOf)
 	Hops     int       // nodes it has passed; loops end at 20
 	// Age is how long it had waited in queues when it was sealed, each node counting by its own running time: a lower
 	// bound of its true age that no wrong clock spoils. Whole seconds.

@@ -2,7 +2,6 @@ package envelope
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"reflect"
 	"strings"
@@ -24,7 +23,7 @@ func fixedID(n byte) ID {
 func simpleMail() *Envelope {
 	return &Envelope{
 		ID: fixedID(1), Kind: KindMail, Created: fixedID(1).Time().UTC(), Expires: time.Unix(1785000000, 0).UTC(),
-		Size: 1234, Sum: sha256.Sum256([]byte("content")),
+		Size: 1234, Sum: SumOf([]byte("content")),
 		Mail: &Mail{Sender: "ana@camp.example", Recipients: []Recipient{{Addr: "bob@hub.example"}}},
 	}
 }
@@ -33,7 +32,7 @@ func fullMail() *Envelope {
 	auth := "ana+40camp.example"
 	return &Envelope{
 		ID: fixedID(2), Kind: KindMail, Created: t0.Add(5 * time.Millisecond), Expires: time.Unix(1785000000, 0).UTC(),
-		Priority: -4, Size: 1 << 40, Sum: sha256.Sum256([]byte("full")), Hops: 3, Age: 90 * time.Minute,
+		Priority: -4, Size: 1 << 40, Sum: SumOf([]byte("full")), Hops: 3, Age: 90 * time.Minute,
 		Mail: &Mail{
 			Sender: `"odd sender"@camp.example`,
 			Recipients: []Recipient{

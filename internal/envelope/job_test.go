@@ -2,7 +2,6 @@ package envelope
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"reflect"
 	"strings"
@@ -13,7 +12,7 @@ import (
 func fullJob() *Envelope {
 	return &Envelope{
 		ID: fixedID(4), Kind: KindJob, Created: fixedID(4).Time().UTC(), Expires: time.Unix(1785000000, 0).UTC(),
-		Size: 3, Sum: sha256.Sum256([]byte("abc")),
+		Size: 3, Sum: SumOf([]byte("abc")),
 		Job: &Job{Channel: "backup", Epoch: [8]byte{1}, Seq: 1, Handler: "restore", Args: []string{"-x", "", "two words\n\xff"},
 			Env: [][2]string{{"LEVEL", "1"}, {"EMPTY", ""}}, NotBefore: t0, After: fixedID(9), Supersede: "nightly",
 			PrevEpoch: [8]byte{0, 1}, PrevSeq: 77},
@@ -23,7 +22,7 @@ func fullJob() *Envelope {
 func fullResult() *Envelope {
 	return &Envelope{
 		ID: fixedID(5), Kind: KindResult, Created: fixedID(5).Time().UTC(), Expires: time.Unix(1785000000, 0).UTC(),
-		Size: 30, Sum: sha256.Sum256([]byte("out")),
+		Size: 30, Sum: SumOf([]byte("out")),
 		Result: &Result{Ref: fixedID(4), Node: "hub", Channel: "backup", Epoch: [8]byte{1}, Seq: 1, State: JobFailed, Exit: 2, Signal: 9,
 			Held: true, Tries: 3, Started: t0, Ended: t0.Add(time.Second), Stdout: 10, Stderr: 20, DroppedOut: 1, DroppedErr: 2, Reason: "killed"},
 	}

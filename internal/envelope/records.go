@@ -118,7 +118,7 @@ type Refused struct {
 	Session [8]byte
 	Seq     uint64
 	Salt    [8]byte  // the first half of the item's salt
-	Packet  [32]byte // SHA-256 of the packet; then the three above are zero
+	Packet  [32]byte // hash of the packet; then the three above are zero
 	Reason  Reason
 	Serial  uint64 // serial of the refuser's current card, 0 when it does not matter
 	Text    string // one line for a person

@@ -1,7 +1,7 @@
 package envelope
 
 import (
-	"crypto/sha256"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -28,8 +28,39 @@ func TestSummer(t *testing.T) {
 				}
 				clear(p) // the caller's again
 			}
-			if first := s.Sum(); first != sha256.Sum256(data[:size]) || s.Sum() != first {
+			if first := s.Sum(); first != SumOf(data[:size]) || s.Sum() != first {
 				t.Errorf("%d bytes in pieces of %d: another sum", size, piece)
+			}
+		}
+	}
+}
+
+// TestSum holds the hash to the vectors of BLAKE3's authors (test_vectors.json: bytes 0 to 250, again and again), and to
+// the promise of hash.Hash that Sum disturbs nothing.
+func TestSum(t *testing.T) {
+	data := make([]byte, 100_000)
+	for i := range data {
+		data[i] = byte(i % 251)
+	}
+	for n, want := range map[int]string{
+		0:    "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
+		1:    "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213",
+		1024: "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7",
+		1025: "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444",
+		8192: "aae792484c8efe4f19e2ca7d371d8c467ffb10748d8a5a1ae579948f718a2a63",
+	} {
+		if got := fmt.Sprintf("%x", SumOf(data[:n])); got != want {
+			t.Errorf("%d bytes: %s, not %s", n, got, want)
+		}
+	}
+	for _, step := range []int{1, 63, 64, 65, 1000, 1023, 1024, 1025, 8191, 8192, 8193, 20_000, 50_000} {
+		h := NewSum()
+		for off := 0; off < len(data) && off < 40*step; off += step {
+			end := min(off+step, len(data))
+			h.Write(data[off:end])
+			if [32]byte(h.Sum(nil)) != SumOf(data[:end]) {
+				t.Errorf("pieces of %d, a sum taken behind each: wrong at %d", step, end)
+				break
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package letter
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mochila/internal/envelope"
 )
 
 func random(seed uint64, n int) []byte {
@@ -30,7 +31,7 @@ var cover = Cover{From: "mochila@camp.example", To: "mochila@hub.example", Date:
 func split(t testing.TB, packet []byte, size int64) (parts []Part, letters [][]byte) {
 	t.Helper()
 	for off := int64(0); off < int64(len(packet)); off += size {
-		p := Part{Packet: sha256.Sum256(packet), Size: int64(len(packet)), Offset: off, Length: min(size, int64(len(packet))-off)}
+		p := Part{Packet: envelope.SumOf(packet), Size: int64(len(packet)), Offset: off, Length: min(size, int64(len(packet))-off)}
 		var b bytes.Buffer
 		if err := Write(&b, cover, p, bytes.NewReader(packet[off:])); err != nil {
 			t.Fatal(err)

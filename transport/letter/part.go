@@ -44,7 +44,7 @@ const nameSize = 52
 
 // Part says which stretch of which packet an attachment is.
 type Part struct {
-	Packet [32]byte // SHA-256 of the whole packet
+	Packet [32]byte // hash of the whole packet
 	Size   int64    // of the whole packet, 1 … MaxPacket
 	Offset int64    // where the stretch begins
 	Length int64    // its bytes, at least 1

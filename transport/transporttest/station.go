@@ -3,7 +3,6 @@ package transporttest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,13 +12,14 @@ import (
 	"sync"
 	"testing"
 
+	"mochila/internal/envelope"
 	"mochila/transport"
 )
 
 // Packet makes a packet of these bytes.
 func Packet(class uint8, data []byte) *transport.Packet {
 	return &transport.Packet{
-		ID: sha256.Sum256(data), Size: int64(len(data)), Class: class,
+		ID: envelope.SumOf(data), Size: int64(len(data)), Class: class,
 		Open: func(off int64) (io.ReadCloser, error) {
 			if off < 0 || off > int64(len(data)) {
 				return nil, fmt.Errorf("open at %d of %d", off, len(data))
@@ -230,7 +230,7 @@ func (s *Station) Receive(ctx context.Context, size int64, r io.Reader) error {
 	if s.OnRead != nil {
 		r = s.OnRead(size, r)
 	}
-	sum := sha256.New()
+	sum := envelope.NewSum()
 	var kept bytes.Buffer
 	w := io.Writer(sum)
 	if size <= maxKept {

@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +29,7 @@ func mail(n int, content []byte) *envelope.Envelope {
 	id := envelope.NewID(t0)
 	copy(id[6:], fmt.Sprintf("%010d", n))
 	return &envelope.Envelope{
-		ID: id, Kind: envelope.KindMail, Expires: t0.Add(60 * 24 * time.Hour), Size: int64(len(content)), Sum: sha256.Sum256(content),
+		ID: id, Kind: envelope.KindMail, Expires: t0.Add(60 * 24 * time.Hour), Size: int64(len(content)), Sum: envelope.SumOf(content),
 		Mail: &envelope.Mail{Sender: "ana@camp.example", Recipients: []envelope.Recipient{{Addr: "bob@hub.example"}}},
 	}
 }

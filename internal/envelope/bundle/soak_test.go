@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"mochila/internal/envelope"
 )
 
 // source is a content of any size, made as it is read: half noise, half text, or noise only.
@@ -50,7 +51,7 @@ func (s *source) Read(p []byte) (int, error) {
 func passes(t *testing.T, size int64, noise bool) (heap, packed int64) {
 	t.Helper()
 	c := newCodec(t)
-	h := sha256.New()
+	h := envelope.NewSum()
 	if _, err := io.Copy(h, newSource(size, noise)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"hash"
 	"io"
@@ -19,7 +18,7 @@ type verifier struct {
 }
 
 func newVerifier(r io.Reader, e *envelope.Envelope) *verifier {
-	return &verifier{r: r, want: e.Sum, size: e.Size, left: e.Size, sum: sha256.New()}
+	return &verifier{r: r, want: e.Sum, size: e.Size, left: e.Size, sum: envelope.NewSum()}
 }
 
 func (v *verifier) Read(p []byte) (int, error) {
@@ -52,7 +51,7 @@ func (v *verifier) check() error {
 		return nil
 	}
 	if got := [32]byte(v.sum.Sum(nil)); got != v.want {
-		return fmt.Errorf("%w: its SHA-256 is %x, not %x", ErrSum, got[:8], v.want[:8])
+		return fmt.Errorf("%w: its hash is %x, not %x", ErrSum, got[:8], v.want[:8])
 	}
 	return nil
 }
