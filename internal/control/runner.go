@@ -7,14 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"mochila/bridge/jobs"
 	"mochila/bridge/jobs/builtin"
@@ -99,7 +96,7 @@ func joinEnv(v [][2]string) []string {
 }
 
 // runner starts the programs of jobs as the configuration says at that moment (jobs.Runner). Each job has a folder
-// below dir while it runs: its working directory.
+// below dir to itself while it runs: its working directory.
 type runner struct {
 	config  func() *config.Config
 	base    string // relative directories of handlers are below it
@@ -111,18 +108,20 @@ type runner struct {
 
 	launch handler.Launcher
 	roster roster
+	rooms  rooms
 }
 
 // newRunner makes one. It is closed when nothing runs any more.
 func newRunner(n *Node) *runner {
 	dir := filepath.Join(n.home.SpoolDir, "jobs")
 	return &runner{config: n.config, base: n.home.Base, dir: dir, scratch: n.spool.TempDir(), now: time.Now, events: n.events, pipes: n.pipes,
-		roster: roster{path: filepath.Join(dir, "running")}}
+		roster: roster{path: filepath.Join(dir, "running")}, rooms: rooms{dir: dir}}
 }
 
-// Close ends the threads that start programs.
+// Close ends the threads that start programs, and removes the directories that are kept.
 func (r *runner) Close() error {
 	r.launch.Close()
+	r.rooms.Close()
 	return r.roster.Close()
 }
 
@@ -162,12 +161,12 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		return no(false, "standard input: %v", err)
 	}
 	defer in.Close()
-	home := filepath.Join(r.dir, s.ID.String())
-	work := home
-	if err := makeWork(home); err != nil {
+	home, err := r.rooms.take(s.Handler, s.ID.String())
+	if err != nil {
 		return no(true, "working directory: %v", err)
 	}
-	defer removeWork(home)
+	defer r.rooms.give(s.Handler, home)
+	work := home.path
 	umask, err := h.Mask()
 	if err != nil {
 		return no(false, "%v", err)
@@ -258,25 +257,6 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	}
 	out.Reason = envelope.OneLine(out.Reason, envelope.MaxReason)
 	return out, nil
-}
-
-// makeWork makes the folder of a job, in the usual case by one system call.
-func makeWork(home string) error {
-	err := os.Mkdir(home, 0o700)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return os.MkdirAll(home, 0o700)
-	case errors.Is(err, fs.ErrExist): // of an earlier try, whose end the disk did not let us see
-		return errors.Join(os.RemoveAll(home), os.Mkdir(home, 0o700))
-	}
-	return err
-}
-
-// removeWork removes it: one that the program has left empty without being read.
-func removeWork(home string) {
-	if unix.Rmdir(home) != nil {
-		os.RemoveAll(home)
-	}
 }
 
 // elsewhere is the working directory of a job that runs as another user: that one cannot enter the folders of the node.
