@@ -61,13 +61,16 @@ func (l *Launcher) prepare() {
 	l.boot.id, l.boot.err = boot()
 }
 
-// plain starts the program from a thread that has the umask and the rights that the program shall inherit: any
-// thread if this process happens to have them, else one that is kept for it.
+// plain starts the program from a thread that has the umask and the rights that the program shall inherit: from this one
+// if only the umask is another, else from one that is kept for it.
 func (l *Launcher) plain(s *Spec, acct *Account, fds [3]int) (c *child, err error) {
 	attr, argv := attributes(acct, s.Env, s.Dir, fds[:]...), s.argv()
 	want := traits{s.Umask, s.NoNewPrivs}
 	if l.pure && want == l.own {
 		return start(argv[0], argv, attr)
+	}
+	if l.pure && !want.noNewPrivs && l.masked(want.umask, func() { c, err = start(argv[0], argv, attr) }) {
+		return c, err
 	}
 	th, kept := l.thread(want)
 	if !kept {
@@ -80,6 +83,22 @@ func (l *Launcher) plain(s *Spec, acct *Account, fds [3]int) (c *child, err erro
 	th.work <- func() { c, err = start(argv[0], argv, attr); close(done) }
 	<-done
 	return c, err
+}
+
+// masked calls f while this thread alone has another umask; it reports false, and has not called it, where that is not
+// possible. A thread that was told not to share its umask shares it with those that it makes itself: so it is told
+// anew each time, and it makes none while a goroutine is locked to it. No program of ours changes its directory later,
+// which those threads would not see.
+func (l *Launcher) masked(umask int, f func()) bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if unix.Unshare(unix.CLONE_FS) != nil {
+		return false
+	}
+	unix.Umask(umask)
+	defer unix.Umask(l.own.umask)
+	f()
+	return true
 }
 
 // thread returns the one that has the traits. One that is not kept is the caller's, who closes its channel.

@@ -33,8 +33,8 @@ func others(t *testing.T, own int) (n int) {
 	return n
 }
 
-// TestLauncherKeepsThreads: many runs side by side have one thread for each umask, also when they want more kinds than
-// are kept, none sees the umask of another, and this process keeps its own. Close ends them.
+// TestLauncherKeepsThreads: many runs side by side, half of which need threads of their own, also more kinds than are
+// kept: none sees the umask of another, and this process keeps its own. Close ends the threads.
 func TestLauncherKeepsThreads(t *testing.T) {
 	own := unix.Umask(0o22)
 	unix.Umask(own)
@@ -42,11 +42,11 @@ func TestLauncherKeepsThreads(t *testing.T) {
 	var l Launcher
 	command := script(t, "umask; umask >&2")
 	var all sync.WaitGroup
-	for i := range 3 * maxThreads {
+	for i := range 6 * maxThreads {
 		all.Go(func() {
-			mask := i % (maxThreads + 4)
+			mask := i / 2 % (maxThreads + 4)
 			var out, errs bytes.Buffer
-			o := l.Run(t.Context(), Spec{Command: command, Dir: "/", Env: CleanEnv("/", "x", ""), Umask: mask, Stdout: &out, Stderr: &errs, OutputCap: -1},
+			o := l.Run(t.Context(), Spec{Command: command, Dir: "/", Env: CleanEnv("/", "x", ""), Umask: mask, NoNewPrivs: i&1 == 1, Stdout: &out, Stderr: &errs, OutputCap: -1},
 				func(int, uint64) error { return nil })
 			if want := string([]byte{'0', '0', '0' + byte(mask/8), '0' + byte(mask%8), '\n'}); !o.OK() || out.String() != want || errs.String() != want {
 				t.Errorf("umask %q and %q, want %q: %+v", out.String(), errs.String(), want, o)
