@@ -212,28 +212,35 @@ func (s *Server) serve(ctx context.Context, nc net.Conn) {
 		frame.NewReply(c).End(submit.Busy, "the daemon stops")
 		return
 	}
-	w := bufio.NewWriterSize(c, 16<<10)
-	reply := frame.NewReply(w)
-	text, err := s.answer(ctx, c, uid, reply)
+	b := buffers.Get().(*bufio.ReadWriter)
+	b.Reader.Reset(c)
+	b.Writer.Reset(c)
+	reply := frame.NewReply(b.Writer)
+	text, err := s.answer(ctx, c, uid, b.Reader, reply)
 	if errors.Is(err, errTaken) {
 		return
 	}
+	defer buffers.Put(b)
 	code := uint8(0)
 	if err != nil {
 		code, text = s.fault(uid, err)
 	}
 	c.touch(time.Now())
-	if err := errors.Join(reply.End(code, text), w.Flush()); err != nil {
+	if err := errors.Join(reply.End(code, text), b.Flush()); err != nil {
 		s.opt.Log.Info("submission: reply lost", "uid", uid, "err", err)
 	}
 }
+
+// buffers are those of connections that have ended: a small mail would be a tenth of the memory that was made for it.
+var buffers = sync.Pool{New: func() any {
+	return bufio.NewReadWriter(bufio.NewReaderSize(nil, 16<<10), bufio.NewWriterSize(nil, 16<<10))
+}}
 
 // errTaken says that somebody else spoke with the client.
 var errTaken = errors.New("connection taken over")
 
 // answer does what one request asks for.
-func (s *Server) answer(ctx context.Context, c *conn, uid int64, out io.Writer) (string, error) {
-	br := bufio.NewReaderSize(c, 16<<10)
+func (s *Server) answer(ctx context.Context, c *conn, uid int64, br *bufio.Reader, out io.Writer) (string, error) {
 	fr := frame.NewReader(br)
 	q, err := fr.Request()
 	if err != nil {

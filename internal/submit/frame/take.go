@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 
 	"mochila/internal/envelope"
 )
@@ -40,10 +41,15 @@ type Intake interface {
 	Abort()
 }
 
+// rooms are what contents were copied through: new for each, they would be most of the memory that a small mail takes.
+var rooms = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
 // Into copies the content into an intake and commits it when all of it was there, else aborts. m is the mail that
 // the intake was opened for: binary content sets its Body. A commit that has begun is not interrupted by ctx.
 func (c *Content) Into(ctx context.Context, in Intake, m *envelope.Mail) (id string, err error) {
-	buf := make([]byte, 32<<10)
+	room := rooms.Get().(*[32 << 10]byte)
+	defer rooms.Put(room)
+	buf := room[:]
 	for {
 		n, err := c.Read(buf)
 		if n > 0 && (err == nil || err == io.EOF) {
