@@ -231,6 +231,11 @@ func (in *incoming) refuse(ctx context.Context, r *hashing, cause *badPacket) er
 			return fmt.Errorf("read a packet that is refused: %w", err)
 		}
 		unread = endless && n == readToRefuse
+		if !unread {
+			if err := r.verify(ctx); err != nil {
+				return fmt.Errorf("look again at a packet that is refused: %w", err)
+			}
+		}
 	}
 	sum := r.sum()
 	if cause.reason != envelope.ReasonQuota {

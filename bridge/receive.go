@@ -43,6 +43,7 @@ type incoming struct {
 	desk     *desk           // nil when the neighbour is not known yet
 	prev     envelope.NodeID // neighbour it came from, zero if unknown
 	size     int64
+	packet   *hashing // the reader of all of it
 	greeting bool
 
 	peer  envelope.NodeID // origin of the bundle
@@ -98,6 +99,21 @@ func (h *hashing) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// vouch says that every byte that is still to come is authenticated here: nobody else needs to hash it.
+func (h *hashing) vouch() {
+	if v, ok := h.r.(transport.Vouched); ok {
+		v.Vouch()
+	}
+}
+
+// verify fails with transport.ErrIncomplete if the packet, read to its end, is a damaged copy.
+func (h *hashing) verify(ctx context.Context) error {
+	if v, ok := h.r.(transport.Vouched); ok {
+		return v.Verify(ctx)
+	}
+	return nil
+}
+
 // sum is the hash of the packet, once all of it was read.
 func (h *hashing) sum() (sum [32]byte) {
 	if h.h == nil {
@@ -116,6 +132,7 @@ func (in *incoming) take(ctx context.Context, src io.Reader) error {
 		}
 	}
 	r := newHashing(src)
+	in.packet = r
 	err := in.item(ctx, r, false)
 	b.quota.settle(in.booked, err == nil)
 	if err == nil {
@@ -349,6 +366,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 	if err := in.charge(in.prev, hop.Length); err != nil {
 		return bad(envelope.ReasonQuota, err)
 	}
+	in.packet.vouch() // the box, which is authentic, has the hash of the rest
 	body := b.spool.NewBody()
 	if err := copyContent(body, r, hop.Length); err != nil {
 		body.Discard()
@@ -374,6 +392,7 @@ func (in *incoming) transit(ctx context.Context, r io.Reader, hop seal.Hop) erro
 func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m mark) error {
 	b := in.b
 	limit := b.Policy().Limits.MessageSize
+	in.packet.vouch()
 	content := m.ses.keys.OpenItem(h, m.seq, r)
 	if in.size > smallBundle {
 		a := readAhead(content)

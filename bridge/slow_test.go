@@ -101,6 +101,47 @@ func TestSessionErasedWhileItsPacketComes(t *testing.T) {
 	}
 }
 
+// vouched is a packet that nobody hashes but on demand.
+type vouched struct {
+	io.Reader
+	verified error
+	asked    int
+}
+
+func (v *vouched) ID() transport.ID { return transport.ID{1} }
+func (v *vouched) Vouch()           {}
+func (v *vouched) Verify(context.Context) error {
+	v.asked++
+	return v.verified
+}
+
+// A packet that cannot be opened is held against its sender only if the carrier brought the right bytes.
+func TestDamagedCopyIsNotRefused(t *testing.T) {
+	l := newLab(t)
+	a, c := l.pair()
+	text, packet := largePacket(l, a, c)
+	damaged := bytes.Clone(packet)
+	damaged[len(damaged)/2] ^= 1
+	receive := func(data []byte, verified error) (*vouched, error) {
+		v := &vouched{Reader: bytes.NewReader(data), verified: verified}
+		return v, c.b.ReceiveFrom(context.Background(), a.keys.ID(), int64(len(data)), v)
+	}
+	v, err := receive(damaged, fmt.Errorf("other bytes: %w", transport.ErrIncomplete))
+	if !errors.Is(err, transport.ErrIncomplete) || errors.Is(err, transport.ErrRefused) || v.asked != 1 {
+		t.Errorf("damaged: %v, asked %d times", err, v.asked)
+	}
+	if found, err := c.sp.Quarantined(); err != nil || len(found) != 0 {
+		t.Errorf("in quarantine: %v, %v", found, err)
+	}
+	if v, err = receive(packet, nil); err != nil || v.asked != 0 {
+		t.Errorf("whole: %v, asked %d times", err, v.asked)
+	}
+	c.deliver()
+	if n := c.sink.count("bob@gamma.example", text); n != 1 {
+		t.Errorf("the mail came %d times", n)
+	}
+}
+
 // A line that breaks again and again does not use up the quota of its peer, and what is under way is part of it, whatever is counted
 // meanwhile.
 func TestQuotaOfWhatIsUnderWay(t *testing.T) {

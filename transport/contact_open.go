@@ -69,9 +69,11 @@ func (c *contact) openEarly(ctx context.Context, r *receiving) {
 // receiveEarly is Station.Receive for a packet that is still coming.
 func (c *contact) receiveEarly(ctx context.Context, size int64, g *growing) error {
 	err := c.st.Receive(ctx, size, g)
-	if err == nil || errors.Is(err, ErrRefused) {
-		// What the Station did not want to read is waited for: only all of it shows that it was this packet.
-		io.Copy(io.Discard, g)
+	switch {
+	case err == nil:
+		io.Copy(io.Discard, g) // what the Station did not want to read is waited for
+	case errors.Is(err, ErrRefused):
+		g.Verify(ctx) // only all of it shows that it was this packet
 	}
 	if bad := g.failure(); bad != nil {
 		return bad // whatever the Station made of it

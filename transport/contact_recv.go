@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -295,7 +296,7 @@ func (c *contact) complete(ctx, inner context.Context, r *receiving) error {
 	open := r.open
 	c.mu.Unlock()
 	if open != nil {
-		open.end(r.part.verified())
+		open.end(io.EOF)
 		return nil
 	}
 	return c.worker(inner, func() {

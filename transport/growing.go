@@ -1,29 +1,32 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"sync"
+
+	"mochila/internal/envelope"
 )
 
 // growing reads a packet whose bytes are still coming into its partial file. It never lets its reader have all of them
-// unless they hash to the packet's name: the last byte is held back until that is known. When the packet does not come whole, reading
-// fails instead. Whoever fills the file is never kept waiting by the reader.
+// unless all came and, if the reader has not vouched for that, they hash to the packet's name: the last byte is held back until then.
+// When the packet does not come whole, reading fails instead. Whoever fills the file is never kept waiting by the reader.
 type growing struct {
 	f    io.ReaderAt
 	id   ID
 	size int64
 
 	at  int64     // read so far; the reader's own
-	sum hash.Hash // over what was read; nil: whoever fills the file hashes
+	sum hash.Hash // over what was read; nil: the reader has vouched
 
 	mu    sync.Mutex
 	more  sync.Cond
 	off   int64 // bytes there
 	want  int64 // the reader sleeps until so many are
-	ended error // nil: more will come; io.EOF: all came, and if sum is nil they are the right ones
+	ended error // nil: more will come; io.EOF: all came
 	bad   error // found by the reader
 }
 
@@ -38,14 +41,39 @@ var (
 	errCancelled = fmt.Errorf("neighbour has cancelled the packet: %w", ErrIncomplete)
 )
 
-func newGrowing(f io.ReaderAt, id ID, size, off int64, sum hash.Hash) *growing {
-	g := &growing{f: f, id: id, size: size, off: off, sum: sum}
+func newGrowing(f io.ReaderAt, id ID, size, off int64) *growing {
+	g := &growing{f: f, id: id, size: size, off: off, sum: envelope.NewSum()}
 	g.more.L = &g.mu
 	return g
 }
 
 // ID is the packet's name (Named).
 func (g *growing) ID() ID { return g.id }
+
+// Vouch implements Vouched, for the goroutine that reads.
+func (g *growing) Vouch() { g.sum = nil }
+
+// Verify implements Vouched, for the goroutine that reads.
+func (g *growing) Verify(ctx context.Context) error {
+	if _, err := io.Copy(io.Discard, g); err != nil || g.sum != nil {
+		return err
+	}
+	whole, err := hashesTo(ctx, g.f, g.size, g.id)
+	if err == nil && !whole {
+		err = errOtherBytes
+	}
+	if err != nil {
+		g.spoil(err)
+	}
+	return err
+}
+
+// spoil has every later Read fail.
+func (g *growing) spoil(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.bad = err
+}
 
 // grow says that off bytes are there now.
 func (g *growing) grow(off int64) {
@@ -105,9 +133,7 @@ func (g *growing) Read(b []byte) (int, error) {
 	}
 	if err != nil {
 		clear(b[:n])
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.bad = err
+		g.spoil(err)
 		return 0, err
 	}
 	return n, nil

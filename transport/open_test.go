@@ -305,6 +305,79 @@ func TestRefusedWhileItComes(t *testing.T) {
 	}
 }
 
+// A Station that vouches for a packet has it without its hash; before it is refused, its copy is looked at after all.
+func TestVouchedWhileItComes(t *testing.T) {
+	good := transporttest.Random(1, bigSize)
+	bad := bytes.Clone(good)
+	bad[bigSize-7] ^= 4
+	fault := errors.New("not authentic")
+	for name, c := range map[string]struct {
+		first           []byte // what comes when the packet is sent first
+		open            func(data []byte) error
+		verify          bool // the Station has its copy looked at, not only the contact
+		asked, in, refd int
+	}{
+		"good":              {first: good, asked: 1, in: 1},
+		"damaged":           {first: bad, verify: true, asked: 2, in: 1},
+		"damaged, no check": {first: bad, asked: 2, in: 1},
+		"bad":               {first: good, open: func([]byte) error { return fault }, verify: true, asked: 1, refd: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			partials, dir := folder(t)
+			if c.open == nil {
+				c.open = func(data []byte) error {
+					if !bytes.Equal(data, good) {
+						return fault
+					}
+					return nil
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				p := transporttest.Packet(0, good)
+				p.Open = passes(good, c.first, good)
+				st := &vouchingStation{Station: transporttest.NewStation("shore"), open: c.open, verify: c.verify}
+				stats, calleeStats := meet(t, p, st, partials)
+				if st.asked != c.asked || calleeStats.PacketsIn != c.in || calleeStats.Refused != c.refd || stats.PacketsOut != 1 {
+					t.Errorf("asked %d times; %+v, %+v", st.asked, stats, calleeStats)
+				}
+				wantFiles(t, dir, 0)
+			})
+		})
+	}
+}
+
+// vouchingStation finds out itself whether a packet is what it should be.
+type vouchingStation struct {
+	*transporttest.Station
+	open   func(data []byte) error
+	verify bool
+	asked  int
+}
+
+func (s *vouchingStation) Receive(ctx context.Context, _ int64, r io.Reader) error {
+	s.asked++
+	v, vouched := r.(transport.Vouched)
+	if vouched {
+		v.Vouch()
+	}
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	err = s.open(data)
+	if err == nil {
+		return nil
+	}
+	if vouched && s.verify {
+		if err := v.Verify(ctx); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", transport.ErrRefused, err)
+}
+
+func (s *vouchingStation) Admit(context.Context, []byte) (transport.Greeter, error) { return s, nil }
+
 // A Station with trouble of its own ends receiving at once: the sender hears it before it has sent all, and what came is kept.
 func TestTroubleWhileItComes(t *testing.T) {
 	partials, dir := folder(t)

@@ -16,8 +16,8 @@ import (
 )
 
 // Partials keeps the received beginnings of big packets, one file per packet, so that a contact goes on where the
-// last one was cut. What a file holds is trusted by nobody: a packet is hashed whole before a Station sees it. The
-// folder may be emptied at any time; that costs bytes, nothing else.
+// last one was cut. What a file holds is trusted by nobody: a packet is hashed whole before a Station has all of it,
+// or the Station authenticates it. The folder may be emptied at any time; that costs bytes, nothing else.
 //
 // One Partials serves all links of a node. Its methods are safe for concurrent use.
 type Partials struct {
@@ -176,7 +176,7 @@ type partial struct {
 	size  int64
 	f     *os.File
 	off   int64     // bytes there
-	sum   hash.Hash // over all of them, if they came in this contact; else nil
+	sum   hash.Hash // over all of them, if they came in this contact and nobody reads them meanwhile; else nil
 
 	mu       sync.Mutex // held by Write, and to close
 	closed   bool
@@ -259,21 +259,21 @@ func (w *partial) restart() error {
 	return nil
 }
 
-// hashed reports whether the name was checked as the bytes came, and what came of it.
-func (w *partial) hashed() (known, whole bool) {
-	return w.sum != nil, w.sum != nil && ID(w.sum.Sum(nil)) == w.id
-}
-
 // whole reports whether the file, complete now, is the packet.
 func (w *partial) whole(ctx context.Context) (bool, error) {
-	if known, whole := w.hashed(); known {
-		return whole, nil
+	if w.sum != nil {
+		return ID(w.sum.Sum(nil)) == w.id, nil
 	}
+	return hashesTo(ctx, w.f, w.size, w.id)
+}
+
+// hashesTo reports whether the first size bytes of f are the packet id.
+func hashesTo(ctx context.Context, f io.ReaderAt, size int64, id ID) (bool, error) {
 	sum := envelope.NewSum()
-	if _, err := copyContext(ctx, sum, w.reader()); err != nil {
+	if _, err := copyContext(ctx, sum, io.NewSectionReader(f, 0, size)); err != nil {
 		return false, fmt.Errorf("read partial packet: %w", err)
 	}
-	return ID(sum.Sum(nil)) == w.id, nil
+	return ID(sum.Sum(nil)) == id, nil
 }
 
 func (w *partial) reader() io.Reader { return &wholeFile{*io.NewSectionReader(w.f, 0, w.size), w.id} }
@@ -338,19 +338,8 @@ func (w *partial) close() error {
 	return w.f.Close()
 }
 
-// growing reads the packet while it is still coming.
+// growing reads the packet while it is still coming, and hashes it instead of Write.
 func (w *partial) growing() *growing {
-	var sum hash.Hash
-	if w.sum == nil {
-		sum = envelope.NewSum()
-	}
-	return newGrowing(w.f, w.id, w.size, w.off, sum)
-}
-
-// verified is how a growing reader of the file, complete now, ends.
-func (w *partial) verified() error {
-	if known, whole := w.hashed(); known && !whole {
-		return errOtherBytes
-	}
-	return io.EOF
+	w.sum = nil
+	return newGrowing(w.f, w.id, w.size, w.off)
 }

@@ -74,6 +74,16 @@ type Station interface {
 // Station needs not hash it once more. The bytes hash to it if the reader ends with io.EOF, and only then.
 type Named interface{ ID() ID }
 
+// Vouched is an optional pair of methods of the reader that a Station is given. A Station that authenticates every byte of a packet
+// need not have it hashed, too.
+type Vouched interface {
+	// Vouch says so, before the packet is read on: io.EOF then tells only that all bytes came.
+	Vouch()
+	// Verify reads to the end and fails with ErrIncomplete if the bytes are not those that the packet's name tells. A Station that
+	// has vouched calls it before it holds a packet against its sender: another copy may be a good one.
+	Verify(ctx context.Context) error
+}
+
 // Presence is a Station that wants to know which of its own packets still lie on a folder, so that it can offer those
 // that are missing or damaged once more.
 type Presence interface {
