@@ -339,6 +339,16 @@ func (s *Spool) openBody(id envelope.ID) (io.ReadSeekCloser, error) {
 	return &bodyFile{File: f, size: h.size, done: s.spares.read(h.file)}, nil
 }
 
+// SmallBody reads the content of an item that has not finished if it is so small that the index holds it; false: there is
+// none, or it has a file, and OpenBody tells. It opens nothing and looks at nothing outside of the transaction.
+func (tx *Tx) SmallBody(id envelope.ID) ([]byte, bool) {
+	v := tx.bucket(bkBody).Get(id[:])
+	if v == nil {
+		return nil, false
+	}
+	return append([]byte{}, v...), true
+}
+
 // memoryBody is small content, read from a copy.
 type memoryBody struct{ *bytes.Reader }
 

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -238,8 +239,8 @@ type run struct {
 	key     []byte // of its slot
 	s       slot
 	item    *spool.Item
+	stdin   []byte // the input, if it is small
 	handler *Handler
-	began   time.Time
 	out     *Outcome
 	content *spool.Body     // of the result
 	result  envelope.Result // what is known before the policy has spoken
@@ -335,6 +336,9 @@ func (j *Jobs) execute(ctx context.Context, r *run) bool {
 	s := &Start{ID: env.ID, Origin: env.Origin, Peer: p.node(env.Origin), Channel: job.Channel, Epoch: job.Epoch, Seq: job.Seq,
 		Try: int(r.s.tries), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Expires: env.Expires, Size: env.Size, Sum: env.Sum,
 		Stdin: func() (io.ReadCloser, error) { return j.spool.OpenBody(env.ID) }}
+	if in := r.stdin; in != nil {
+		s.Stdin = func() (io.ReadCloser, error) { return atHand{bytes.NewReader(in)}, nil }
+	}
 	j.log.Info(fmt.Sprintf("%s: job started, channel=%s:%s, seq=%d, handler=%s, try=%d", env.ID, s.Peer, job.Channel, job.Seq, job.Handler, s.Try), "service", "jobs")
 	out, err := j.o.Runner.Run(ctx, s)
 	if err != nil {
@@ -363,6 +367,12 @@ func (j *Jobs) execute(ctx context.Context, r *run) bool {
 	}
 	return true
 }
+
+// atHand is input that is in memory already.
+type atHand struct{ *bytes.Reader }
+
+// Close does nothing.
+func (atHand) Close() error { return nil }
 
 // gather puts what the program wrote into the content of the result.
 func (j *Jobs) gather(r *run) (err error) {

@@ -213,7 +213,7 @@ func (j *Jobs) handle(tx *spool.Tx, b *Batch, c *inChan, r *run, last *run, p *P
 	if busy := j.reserve(r, v.run, p.Parallel); busy != nil {
 		return busy, wake, nil
 	}
-	r.began = now
+	r.stdin, _ = tx.SmallBody(r.s.id)
 	r.s.tries++
 	r.s.flags &^= slotMaybe | slotCrash
 	if err := tx.KV(r.table()).Put(r.key, r.s.encode()); err != nil {

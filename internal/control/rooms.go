@@ -2,10 +2,12 @@ package control
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +25,7 @@ type rooms struct {
 // room is one of them.
 type room struct {
 	path string
+	made time.Time
 	was  roomState
 }
 
@@ -31,6 +34,15 @@ type roomState struct {
 	dev, ino       uint64
 	mode, uid, gid uint32
 	changed        unix.Timespec
+}
+
+// settled is the age from which a directory shows every change by its time: file systems count that in ticks of the
+// clock, some in whole seconds.
+func (s *roomState) settled() time.Duration {
+	if s.changed.Nsec%int64(time.Millisecond) != 0 {
+		return 50 * time.Millisecond
+	}
+	return 3 * time.Second
 }
 
 // take returns an empty directory for a job.
@@ -51,13 +63,13 @@ func (r *rooms) take(handler, id string) (*room, error) {
 		}
 		r.swept = true
 	}
-	w := &room{path: filepath.Join(r.dir, id)}
+	w := &room{path: filepath.Join(r.dir, id), made: time.Now()}
 	err := os.Mkdir(w.path, 0o700)
 	if errors.Is(err, fs.ErrExist) { // of an earlier try, whose end the disk did not let us see
 		err = errors.Join(os.RemoveAll(w.path), os.Mkdir(w.path, 0o700))
 	}
 	if err == nil {
-		w.was, _, err = lookInto(w.path)
+		w.was, err = lookAt(w.path)
 	}
 	return w, err
 }
@@ -78,8 +90,11 @@ func (r *rooms) give(handler string, w *room) {
 
 // untouched reports whether a directory is as it was made.
 func (w *room) untouched() bool {
-	now, empty, err := lookInto(w.path)
-	return err == nil && empty && now == w.was
+	now, err := lookAt(w.path)
+	if err != nil || now != w.was {
+		return false
+	}
+	return time.Since(w.made) > w.was.settled() || isEmpty(w.path)
 }
 
 // sweep makes the folder of all, and removes what is left of those that a crash kept from being removed.
@@ -111,26 +126,20 @@ func (r *rooms) Close() {
 	r.kept = nil
 }
 
-// lookInto tells how a directory stands, and whether it is empty.
-func lookInto(path string) (s roomState, empty bool, err error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return s, false, err
-	}
-	defer unix.Close(fd)
+// lookAt tells how a directory stands.
+func lookAt(path string) (roomState, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return s, false, err
+	err := unix.Lstat(path, &st)
+	return roomState{uint64(st.Dev), st.Ino, st.Mode, st.Uid, st.Gid, st.Ctim}, err
+}
+
+// isEmpty reports whether nothing is in a directory.
+func isEmpty(path string) bool {
+	d, err := os.Open(path)
+	if err != nil {
+		return false
 	}
-	s = roomState{uint64(st.Dev), st.Ino, st.Mode, st.Uid, st.Gid, st.Ctim}
-	var buf [512]byte
-	for {
-		n, err := unix.ReadDirent(fd, buf[:])
-		if err != nil || n <= 0 {
-			return s, err == nil, err
-		}
-		if _, names, _ := unix.ParseDirent(buf[:n], 1, nil); names > 0 { // it skips . and ..
-			return s, false, nil
-		}
-	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }

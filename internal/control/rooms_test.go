@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestRooms: the next job of a handler gets the directory of the last one if that is as it was, and never what a program
@@ -68,6 +69,15 @@ func TestRooms(t *testing.T) {
 			t.Errorf("%s, after the job: the directory was taken", what)
 		}
 	}
+	first.made = first.made.Add(-time.Hour)
+	time.Sleep(20 * time.Millisecond) // a tick, at least
+	if err := os.WriteFile(filepath.Join(first.path, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if os.Remove(filepath.Join(first.path, "x")); first.untouched() {
+		t.Error("what came and went has left no trace")
+	}
+	first = take("h", "8")
 	r.give("h", first)
 	r.Close()
 	if _, err := os.Lstat(first.path); err == nil {

@@ -21,8 +21,12 @@ func CleanEnv(home, user, path string) []string {
 
 // MergeEnv joins lists of "K=V". Of entries with the same name the last one stays.
 func MergeEnv(lists ...[]string) []string {
-	at := map[string]int{}
-	var env []string
+	n := 0
+	for _, l := range lists {
+		n += len(l)
+	}
+	env := make([]string, 0, n)
+	at := make(map[string]int, n)
 	for _, l := range lists {
 		for _, e := range l {
 			name, _, _ := strings.Cut(e, "=")
