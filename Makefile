@@ -5,6 +5,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO      ?= go
 
 LDFLAGS   = -s -w -X main.version=$(VERSION)
+# sendmail lives for a millisecond: its runtime neither samples allocations nor preempts, nor asks twice how many processors
+# there are. Without that it runs as well, for up to a tenth more processor time.
+BRIEF     = memprofilerate=0,profstackdepth=0,asyncpreemptoff=1,updatemaxprocs=0
 LIBEXEC   = $(DESTDIR)$(PREFIX)/lib/mochila
 # The packages where goroutines share state; of the engine and the spool, the tests that are about that.
 RACE      = ./smtpd/... ./transport ./bridge/deliver ./internal/submit/... ./internal/seal ./spool/maildrop
@@ -17,14 +20,11 @@ SOAKTIME ?= 12h
 # without the dynamic linker. internal/passwd asks getent for users that are not in /etc/passwd.
 # The programs are copied, as everywhere they are installed: what the linker has just written lies in the page cache in single
 # pages, and starts a fifth slower.
-# sendmail lives for a millisecond: its runtime neither samples allocations nor preempts, nor asks twice how many processors
-# there are. Without that it runs as well, a tenth slower.
-SENDMAIL = memprofilerate=0,profstackdepth=0,asyncpreemptoff=1,updatemaxprocs=0
 build: export CGO_ENABLED = 0
 build:
 	mkdir -p bin/.linked
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" \
-		-ldflags "mochila/cmd/sendmail=$(LDFLAGS) -X runtime.godebugDefault=$(SENDMAIL)" -o bin/.linked/ ./cmd/...
+		-ldflags "mochila/cmd/sendmail=$(LDFLAGS) -X runtime.godebugDefault=$(BRIEF)" -o bin/.linked/ ./cmd/...
 	install -m 0755 bin/.linked/* bin/
 	rm -r bin/.linked
 

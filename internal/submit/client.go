@@ -89,7 +89,7 @@ func (s *socket) need(n int) ([]byte, error) {
 			copy(b, s.buf[:s.w])
 			s.buf = b
 		}
-		k, err := readSlow(s.fd, s.buf[s.w:])
+		k, err := syscall.Read(s.fd, s.buf[s.w:])
 		if err == syscall.EINTR {
 			continue
 		}

@@ -50,6 +50,14 @@ func openFD(path string, flags int, perm uint32) (int, error) {
 	}
 }
 
+func fsync(fd int) error {
+	for {
+		if err := syscall.Fsync(fd); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
 // readFile reads the beginning of a file into b, as far as both go.
 func readFile(path string, b []byte) (int, error) {
 	fd, err := openFD(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)

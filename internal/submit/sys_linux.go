@@ -6,33 +6,6 @@ import (
 	"unsafe"
 )
 
-//go:linkname enterBlocking runtime.entersyscallblock
-func enterBlocking()
-
-//go:linkname leaveBlocking runtime.exitsyscall
-func leaveBlocking()
-
-// blocking does a system call that is known to wait. During syscall.Syscall a thread of the runtime wakes up every
-// 0.1 ms to see whether it waits: half of all context switches of this process, most of which it spends waiting for its
-// mail to be durable. Between the two calls the stack must not grow.
-//
-//go:nosplit
-func blocking(call uintptr, fd int, p unsafe.Pointer, n int) (int, syscall.Errno) {
-	enterBlocking()
-	r, _, e := syscall.RawSyscall(call, uintptr(fd), uintptr(p), uintptr(n))
-	leaveBlocking()
-	return int(r), e
-}
-
-// readSlow is read(2) for what takes a while.
-func readSlow(fd int, b []byte) (int, error) {
-	n, e := blocking(syscall.SYS_READ, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b))
-	if e != 0 {
-		return 0, e
-	}
-	return n, nil
-}
-
 // oPath opens a directory that one may pass but not read.
 const oPath = 0x200000
 
@@ -87,7 +60,7 @@ func syncfs(fd int) error {
 		return nil
 	}
 	for {
-		_, e := blocking(n, fd, nil, 0)
+		_, _, e := syscall.Syscall(n, uintptr(fd), 0, 0)
 		switch e {
 		case 0:
 			return nil
@@ -95,18 +68,6 @@ func syncfs(fd int) error {
 		case syscall.ENOSYS:
 			syscall.Sync()
 			return nil
-		default:
-			return e
-		}
-	}
-}
-
-func fsync(fd int) error {
-	for {
-		switch _, e := blocking(syscall.SYS_FSYNC, fd, nil, 0); e {
-		case 0:
-			return nil
-		case syscall.EINTR:
 		default:
 			return e
 		}

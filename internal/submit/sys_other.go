@@ -10,16 +10,6 @@ func wait(fd int, write bool) error { return syscall.SetNonblock(fd, false) }
 
 func syncfs(int) error { syscall.Sync(); return nil }
 
-func fsync(fd int) error {
-	for {
-		if err := syscall.Fsync(fd); err != syscall.EINTR {
-			return err
-		}
-	}
-}
-
-func readSlow(fd int, b []byte) (int, error) { return syscall.Read(fd, b) }
-
 func newSocket() (int, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err == nil {
