@@ -61,21 +61,27 @@ func (a *readahead) fill(r io.Reader) {
 	}
 }
 
+// next returns what the next Read of the source returned; it is valid until the one after that.
+func (a *readahead) next() ([]byte, error) {
+	if a.buf != nil {
+		a.free <- a.buf
+		a.buf = nil
+	}
+	x, ok := <-a.full
+	if !ok {
+		return nil, io.ErrClosedPipe
+	}
+	a.buf = x.b
+	return x.b[:x.n], x.err
+}
+
 // Read returns what the source returned, in the same order.
 func (a *readahead) Read(p []byte) (int, error) {
 	for len(a.now) == 0 {
 		if a.err != nil {
 			return 0, a.err
 		}
-		if a.buf != nil {
-			a.free <- a.buf
-			a.buf = nil
-		}
-		x, ok := <-a.full
-		if !ok {
-			return 0, io.ErrClosedPipe
-		}
-		a.buf, a.now, a.err = x.b, x.b[:x.n], x.err
+		a.now, a.err = a.next()
 	}
 	n := copy(p, a.now)
 	a.now = a.now[n:]
@@ -92,21 +98,22 @@ func (a *readahead) Close() {
 // copyBytes is the unit in which large contents are stored.
 const copyBytes = 64 << 10
 
-// copyContent copies size bytes of r, or up to an error of it, to w. Large content goes in large pieces.
+// copyContent copies size bytes of r, or up to an error of it, to w. Large content goes in large pieces; that of a large bundle
+// is read, and so hashed, beside the writing: else the packet comes faster than it is stored, and the rest waits for one core.
 func copyContent(w io.Writer, r io.Reader, size int64) error {
 	if size <= copyBytes {
 		_, err := io.Copy(w, r)
 		return err
 	}
-	buf := make([]byte, copyBytes)
+	next := inPieces(r)
+	if size > smallBundle {
+		a := readAhead(full{r})
+		defer a.Close()
+		next = a.next
+	}
 	for {
-		n, err := 0, error(nil)
-		for n < len(buf) && err == nil {
-			var m int
-			m, err = r.Read(buf[n:])
-			n += m
-		}
-		if _, werr := w.Write(buf[:n]); werr != nil {
+		b, err := next()
+		if _, werr := w.Write(b); werr != nil {
 			return werr
 		}
 		if err == io.EOF {
@@ -116,4 +123,25 @@ func copyContent(w io.Writer, r io.Reader, size int64) error {
 			return err
 		}
 	}
+}
+
+// inPieces returns what r holds, copyBytes at a time.
+func inPieces(r io.Reader) func() ([]byte, error) {
+	buf := make([]byte, copyBytes)
+	return func() ([]byte, error) {
+		n, err := full{r}.Read(buf)
+		return buf[:n], err
+	}
+}
+
+// full reads until the buffer is full.
+type full struct{ r io.Reader }
+
+func (f full) Read(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = f.r.Read(b[n:])
+		n += m
+	}
+	return n, err
 }

@@ -60,7 +60,7 @@ func TestReadAheadIsClosed(t *testing.T) {
 
 // What is stored in pieces has no byte more or less, and an end that is too early stays an error.
 func TestCopyContent(t *testing.T) {
-	for _, size := range []int{0, 10, copyBytes, copyBytes + 1, 3*copyBytes - 1} {
+	for _, size := range []int{0, 10, copyBytes, copyBytes + 1, 3*copyBytes - 1, smallBundle + 1} {
 		data := transporttest.Random(uint64(size), size)
 		var out bytes.Buffer
 		if err := copyContent(&out, iotest.HalfReader(bytes.NewReader(data)), int64(size)); err != nil || !bytes.Equal(out.Bytes(), data) {
@@ -71,5 +71,14 @@ func TestCopyContent(t *testing.T) {
 		if err := copyContent(&out, cut, int64(size)+10); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%d bytes, cut: %v", size, err)
 		}
+		if size > 0 {
+			if err := copyContent(brokenWriter{}, bytes.NewReader(data), int64(size)); !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("%d bytes, written to what is closed: %v", size, err)
+			}
+		}
 	}
 }
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
