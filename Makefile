@@ -6,7 +6,7 @@ GO      ?= go
 
 LDFLAGS   = -s -w -X main.version=$(VERSION)
 # sendmail lives for a millisecond: its runtime neither samples allocations nor preempts, nor asks twice how many processors
-# there are. Without that it runs as well, for up to a tenth more processor time.
+# there are. Without that it runs as well, for some percent more processor time.
 BRIEF     = memprofilerate=0,profstackdepth=0,asyncpreemptoff=1,updatemaxprocs=0
 LIBEXEC   = $(DESTDIR)$(PREFIX)/lib/mochila
 # The packages where goroutines share state; of the engine and the spool, the tests that are about that.
