@@ -75,11 +75,14 @@ func (s *Spool) dropBallast() bool {
 	return true
 }
 
-// low reports whether the ballast is gone and nothing has taken its place. Only the writer calls it.
+// low reports whether the ballast is gone and nothing has taken its place: free pages of the index do, when they are many
+// for its size too. Among few of them a run that is long enough for what is written next may be missing. Only the writer
+// calls it.
 func (s *Spool) low() bool {
 	if s.ballast.size == 0 || s.ballast.held || s.takeBallast() {
 		return false
 	}
 	free := int64(s.db.Stats().FreePageN) * int64(s.db.Info().PageSize)
-	return free < 2*s.ballast.size
+	st, err := os.Stat(s.path(indexFile))
+	return err != nil || free < 2*s.ballast.size || free < st.Size()/4
 }
