@@ -218,7 +218,7 @@ func (in *intake) Commit(context.Context) (string, error) {
 	}
 	if len(orders) > 0 {
 		_, err = in.commitOrders(orders, item)
-	} else if err = in.b.spool.Apply(func(tx *spool.Tx) error { return in.add(tx, item) }); err != nil {
+	} else if err = in.b.out.take(func(tx *spool.Tx) error { return in.add(tx, item) }); err != nil {
 		in.body.Discard()
 		err = storageStatus(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mochila/bridge/deliver"
@@ -23,6 +24,9 @@ type dispatcher struct {
 	ctx    context.Context // nil until run, and after it
 	places map[spool.Dest]*place
 	ended  chan struct{} // closed, and made anew, whenever a worker ends
+
+	taking atomic.Int32 // callers that wait for their 250
+	rush   atomic.Int64 // until when there is a rush of them, in nanoseconds since start
 }
 
 // place is one delivery target. Its fields belong to the dispatcher's mutex.
@@ -33,10 +37,54 @@ type place struct {
 	backoff time.Duration // what the next failure will wait
 	last    envelope.Status
 	timer   *time.Timer
+	later   *time.Timer // looks again for what a rush held back; nil when nothing was
 }
 
 func (d *dispatcher) init(b *Bridge) {
 	d.b, d.places, d.ended = b, map[spool.Dest]*place{}, make(chan struct{})
+}
+
+// In a rush, when several callers wait for their 250 at once, they go first: a place gets few workers, until a burst of mail
+// has gathered for it. What a burst takes up quickly is delivered behind it; a stream that lasts is not held up.
+const (
+	rushWorkers = 2
+	rushBurst   = 2000                  // due legs of a place
+	rushEnds    = 5 * time.Millisecond  // after the last moment at which several waited
+	rushPause   = 10 * time.Millisecond // until workers that were not started are thought of again
+)
+
+var dispatchStart = time.Now()
+
+// take commits what a caller is to get a 250 for.
+func (d *dispatcher) take(commit func(*spool.Tx) error) error {
+	if d.taking.Add(1) > 1 {
+		d.rush.Store(int64(time.Since(dispatchStart) + rushEnds))
+	}
+	defer d.taking.Add(-1)
+	return d.b.spool.Apply(commit)
+}
+
+// limit is how many workers a place may have now.
+func (d *dispatcher) limit(q spool.Dest) (n int, rush bool) {
+	n = d.b.Policy().Limits.Deliveries
+	if n <= rushWorkers || int64(time.Since(dispatchStart)) >= d.rush.Load() || d.b.spool.DueCount(q) >= rushBurst {
+		return n, false
+	}
+	return rushWorkers, true
+}
+
+// thinkAgain starts the workers of a place, a little later, that were refused to it in a rush. The mutex is held.
+func (d *dispatcher) thinkAgain(q spool.Dest, p *place) {
+	if p.later == nil {
+		p.later = time.AfterFunc(rushPause, func() {
+			d.mu.Lock()
+			p.later = nil
+			d.mu.Unlock()
+			for n, _ := d.limit(q); n > 0 && d.b.spool.DueNow(q); n-- {
+				d.due(q)
+			}
+		})
+	}
 }
 
 // run lets workers start, and waits for them when ctx ends.
@@ -49,9 +97,12 @@ func (d *dispatcher) run(ctx context.Context) {
 	d.mu.Lock()
 	d.ctx = nil
 	for _, p := range d.places {
-		if p.timer != nil {
-			p.timer.Stop()
+		for _, t := range []*time.Timer{p.timer, p.later} {
+			if t != nil {
+				t.Stop()
+			}
 		}
+		p.later = nil
 	}
 	d.mu.Unlock()
 	d.wg.Wait()
@@ -102,7 +153,13 @@ func (d *dispatcher) due(q spool.Dest) {
 		p = &place{}
 		d.places[q] = p
 	}
-	if p.workers >= d.b.Policy().Limits.Deliveries || !p.down.IsZero() {
+	if !p.down.IsZero() {
+		return
+	}
+	if n, rush := d.limit(q); p.workers >= n {
+		if rush {
+			d.thinkAgain(q, p)
+		}
 		return
 	}
 	if p.to == nil {
@@ -181,8 +238,7 @@ func (d *dispatcher) settle(ctx context.Context, atMost time.Duration) {
 
 func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	defer d.wg.Done()
-	called := false
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !d.tooMany(q, p) {
 		l, err := d.b.spool.Lease(q, 1, 0)
 		if err != nil {
 			d.b.log.Error("lease", "queue", string(q), "err", err)
@@ -194,9 +250,8 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 			break
 		}
 		status, down := d.b.deliverOne(ctx, p.to, l[0], func() {
-			if !called && d.b.spool.DueNow(q) {
-				called = true
-				d.due(q) // the place is up and there is more: each worker calls one more
+			if d.b.spool.DueNow(q) {
+				d.due(q) // the place is up and there is more: each delivery calls one more worker
 			}
 		})
 		d.mu.Lock()
@@ -217,6 +272,14 @@ func (d *dispatcher) work(ctx context.Context, q spool.Dest, p *place) {
 	if up && d.b.spool.DueNow(q) {
 		d.due(q) // what came between the last lease and the count above
 	}
+}
+
+// tooMany tells a worker to end, in a rush that began after it.
+func (d *dispatcher) tooMany(q spool.Dest, p *place) bool {
+	n, rush := d.limit(q)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return rush && p.workers > n
 }
 
 // deliverOne tries one leg. It calls up, before it commits, when the place has answered. down says that the place itself

@@ -141,6 +141,15 @@ func (s *Spool) Dests() []Dest {
 	return out
 }
 
+// DueCount is how many legs of d are due, leased ones included.
+func (s *Spool) DueCount(d Dest) int {
+	no, ok := s.dests.number(d)
+	if !ok {
+		return 0
+	}
+	return s.tally.dueLegs(no)
+}
+
 // DueNow reports whether Lease would find something for d.
 func (s *Spool) DueNow(d Dest) bool {
 	no, ok := s.dests.number(d)

@@ -17,10 +17,10 @@ const (
 )
 
 // What ApplySoon may wait for company, and how many of its callers are company enough. The wait is a few syncs of a
-// fast disk long.
+// fast disk long. More company would save little of the sync and cost those who wait, who are few: the workers of a place.
 const (
 	soonWait  = 3 * time.Millisecond
-	soonCount = 32
+	soonCount = 8
 )
 
 // request is one call of Apply.
