@@ -117,6 +117,18 @@ func TestLifeOfAMail(t *testing.T) {
 			if b := content(t, s, it.Env.ID); !bytes.Equal(b, data) {
 				t.Fatalf("content has %d bytes, want %d", len(b), len(data))
 			}
+			err = s.View(func(tx *Tx) error {
+				if b, ok := tx.SmallBody(it.Env.ID); ok != (size <= s.o.InlineMax) || ok && !bytes.Equal(b, data) {
+					t.Errorf("small content: %v, %d bytes, want %d", ok, len(b), len(data))
+				}
+				if _, ok := tx.SmallBody(envelope.ID{1}); ok {
+					t.Error("content of an item that is not there")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 			err = s.Apply(func(tx *Tx) error {
 				x, err := tx.Item(it.Env.ID)
 				if err != nil {
