@@ -1,6 +1,10 @@
 package smtpd
 
-import "bytes"
+import (
+	"bytes"
+
+	"mochila/internal/envelope"
+)
 
 // dotState is where in a line the decoder stands.
 type dotState uint8
@@ -61,8 +65,17 @@ var (
 func (d *dotDecoder) feed(p []byte, w contentWriter) (int, dotEnd) {
 	from := 0         // p[from:i] is content that is not written yet
 	nl, nul := -1, -1 // positions of the next LF and NUL, len(p) for none; stale when before i
+	clean := true     // nothing in p has been found yet that is no clean line
 	for i := 0; i < len(p); {
 		b := p[i]
+		if clean && (d.state == dotMid || d.state == dotStart && b != '.') {
+			n := envelope.CleanLines(p[i:])
+			if clean = n > 0 && bytes.IndexByte(p[i:i+n], 0) < 0; clean {
+				i += n
+				d.state = dotStart
+				continue
+			}
+		}
 		switch d.state {
 		case dotStart:
 			d.state = dotMid

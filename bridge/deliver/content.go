@@ -196,7 +196,17 @@ type dotWriter struct {
 
 func (d *dotWriter) Write(p []byte) (int, error) {
 	n := len(p)
+	clean := true // nothing in p has been found yet that is no clean line
 	for len(p) > 0 {
+		if clean && !d.cr && (d.mid || p[0] != '.') {
+			k := envelope.CleanLines(p)
+			if clean = k > 0; clean {
+				d.w.Write(p[:k])
+				d.mid = false
+				p = p[k:]
+				continue
+			}
+		}
 		if d.cr {
 			switch p[0] {
 			case '\r':
