@@ -36,15 +36,6 @@ func (s *Spool) short(urgent bool) error {
 	if err != nil {
 		return nil
 	}
-	reserve := s.reserve(total, urgent)
-	if free >= reserve {
-		return nil
-	}
-	return fmt.Errorf("%w: %d MiB free on the spool's disk, %d MiB are kept free", ErrFull, free>>20, reserve>>20)
-}
-
-// reserve is what must stay free of a disk.
-func (s *Spool) reserve(total int64, urgent bool) int64 {
 	reserve := s.o.Reserve
 	if reserve < 0 {
 		reserve = max(total/20, minReserve)
@@ -52,7 +43,10 @@ func (s *Spool) reserve(total int64, urgent bool) int64 {
 	if urgent {
 		reserve = min(reserve, urgentReserve)
 	}
-	return reserve
+	if free >= reserve {
+		return nil
+	}
+	return fmt.Errorf("%w: %d MiB free on the spool's disk, %d MiB are kept free", ErrFull, free>>20, reserve>>20)
 }
 
 // admit is room, asked once per commit.
