@@ -37,7 +37,7 @@ test:
 race:
 	$(GO) test -race -timeout 30m $(RACE)
 	$(GO) test -race -timeout 30m -run 'TestStick|TestTCP|TestRelay' ./bridge
-	$(GO) test -race -timeout 30m -run 'Apply|Lease|Log|Map|Model|Session|Wake' ./spool
+	$(GO) test -race -timeout 30m -run 'Apply|Held|Lease|Log|Map|Model|Session|Wake' ./spool
 
 # Each fuzzer for a short while; FUZZTIME=10m for a night.
 fuzz:

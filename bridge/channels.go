@@ -34,8 +34,8 @@ func (b *Bridge) newJobs() (*jobs.Jobs, error) {
 }
 
 // peerIncarnation is the life in which a peer says it is, by its card.
-func (b *Bridge) peerIncarnation(peer envelope.NodeID) (inc [8]byte, ok bool) {
-	c, err := b.cardOf(peer)
+func (b *Bridge) peerIncarnation(tx *spool.Tx, peer envelope.NodeID) (inc [8]byte, ok bool) {
+	c, err := b.cardIn(tx, peer)
 	if err != nil || c == nil {
 		return inc, false
 	}

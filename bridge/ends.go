@@ -43,7 +43,7 @@ func (b *Bridge) conclude(ref spool.Ref, final map[int]envelope.Outcome, dsnTake
 // was faster.
 func (b *Bridge) concludeAll(id envelope.ID, ends []legEnd) (*spool.Item, error) {
 	var seen *spool.Item
-	err := b.spool.View(func(tx *spool.Tx) (err error) { seen, err = tx.Item(id); return err })
+	err := b.spool.Peek(func(tx *spool.Tx) (err error) { seen, err = tx.Item(id); return err })
 	if errors.Is(err, spool.ErrNotFound) {
 		return &spool.Item{Env: &envelope.Envelope{ID: id, Mail: &envelope.Mail{}}}, nil
 	}

@@ -218,13 +218,10 @@ func (s *sessions) accept(b *Bridge, offer []byte) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range s.all {
-		if x.keys.ID == k.ID {
-			return x, nil
-		}
+	if x := s.byID(k.ID); x != nil {
+		return x, nil
 	}
+	// The spool is asked without the lock: its writer may be waiting for that.
 	var dead bool
 	err = b.spool.View(func(tx *spool.Tx) error {
 		dead = tx.KV(tombstones).Get(k.TH[:]) != nil
@@ -232,6 +229,14 @@ func (s *sessions) accept(b *Bridge, offer []byte) (*session, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	card, cardErr := b.cardOf(who.ID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if x.keys.ID == k.ID {
+			return x, nil
+		}
 	}
 	if dead {
 		return nil, errTombstone
@@ -253,7 +258,7 @@ func (s *sessions) accept(b *Bridge, offer []byte) (*session, error) {
 	}
 	s.opened[who.ID] = append(day, now)
 	x := &session{keys: k, peer: who.ID, state: sesLive, born: now, heard: now}
-	if card, err := b.cardOf(who.ID); err == nil && card != nil && b.stale(k, card.Incarnation) {
+	if cardErr == nil && card != nil && b.stale(k, card.Incarnation) {
 		x.state = sesDraining // what comes is taken; answers go under a session of the present lives
 	}
 	s.all = append([]*session{x}, s.all...)
@@ -402,19 +407,27 @@ func (s *sessions) remove(b *Bridge, match func(*session) bool) error {
 	})
 }
 
-// cardOf returns the newest card held of a node: the one it sent, if it is newer than the configured one.
-func (b *Bridge) cardOf(id envelope.NodeID) (*seal.Card, error) {
+// cardOf is cardIn where no transaction is at hand.
+func (b *Bridge) cardOf(id envelope.NodeID) (c *seal.Card, err error) {
+	verr := b.spool.View(func(tx *spool.Tx) error {
+		c, err = b.cardIn(tx, id)
+		return nil
+	})
+	if verr != nil {
+		return nil, verr
+	}
+	return c, err
+}
+
+// cardIn returns the newest card held of a node: the one it sent, if it is newer than the configured one.
+func (b *Bridge) cardIn(tx *spool.Tx, id envelope.NodeID) (*seal.Card, error) {
 	p := b.Policy().peer(id)
 	if p == nil {
 		return nil, seal.ErrUnknownPeer
 	}
-	var raw []byte
-	err := b.spool.View(func(tx *spool.Tx) error {
-		raw = slices.Clone(tx.KV("cards").Get(id[:]))
-		return nil
-	})
-	if err != nil || raw == nil {
-		return p.Card, err
+	raw := tx.KV("cards").Get(id[:])
+	if raw == nil {
+		return p.Card, nil
 	}
 	c, err := seal.ParseCard(raw)
 	if err != nil || p.Card != nil && c.Serial < p.Card.Serial {

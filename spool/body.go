@@ -297,7 +297,7 @@ func (s *Spool) openBody(id envelope.ID) (io.ReadSeekCloser, error) {
 	var h head
 	var content []byte
 	mail := false
-	err := s.View(func(tx *Tx) error {
+	err := s.Peek(func(tx *Tx) error {
 		rec := tx.bucket(bkItem).Get(id[:])
 		if rec == nil {
 			return ErrNotFound

@@ -131,7 +131,7 @@ type checkpoints struct {
 	done    chan error // how the checkpoint ended; nil when none runs
 	plain   int        // so many commits go without the log
 	limit   int64      // bytes of log after which a checkpoint begins
-	commits int        // since the last one began
+	commits int        // of the index, since the last one began
 	mapped  int64      // bytes of the index that are surely mapped: growing the map waits for readers, and the pin is one
 }
 
@@ -202,6 +202,7 @@ func (s *Spool) replay(base *walBase, files []*walFile) error {
 		err = b.tx.put(bkMeta, metaIdentity, []byte("log damaged")) // as after a restored backup: see Copied
 	}
 	if err == nil {
+		s.held.tx = nil
 		err = b.tx.tx.Commit()
 	}
 	if err != nil {
@@ -331,17 +332,19 @@ const checkpointCommits = 400
 // checkpointBacklog is how many times its usual length a log may reach while a checkpoint runs.
 const checkpointBacklog = 4
 
-// follow begins a checkpoint when the log is long enough; called behind a commit.
+// follow begins a checkpoint when the log is long enough; called behind a record of it.
 func (s *Spool) follow() error {
 	c := &s.cp
 	if !c.logging {
 		return nil
 	}
-	c.commits++
 	if err := s.endCheckpoint(c.wal.end > checkpointBacklog*c.limit); err != nil {
 		return err
 	}
 	if c.done == nil && (c.wal.end >= c.limit || c.commits >= checkpointCommits) {
+		if err := s.release(); err != nil {
+			return err
+		}
 		s.beginCheckpoint() // when there is no room for it now, the log grows until there is
 	}
 	return nil
@@ -365,6 +368,9 @@ func (s *Spool) settle() error {
 	if !c.logging {
 		return nil
 	}
+	if err := s.release(); err != nil {
+		return err
+	}
 	if err := s.endCheckpoint(true); err != nil {
 		return err
 	}
@@ -379,18 +385,19 @@ func (s *Spool) settle() error {
 	return nil
 }
 
-// unpin lets the index be closed when it cannot be settled.
-func (c *checkpoints) unpin() {
+// unpin ends every transaction, so that the index can be closed also when it cannot be settled. No writer runs.
+func (s *Spool) unpin() {
+	c := &s.cp
 	if c.done != nil {
 		<-c.done
 		c.done = nil
 	}
-	for _, tx := range []*bolt.Tx{c.pin, c.next} {
-		if tx != nil {
-			tx.Rollback()
+	for _, tx := range []**bolt.Tx{&c.pin, &c.next, &s.held.tx} {
+		if *tx != nil {
+			(*tx).Rollback()
+			*tx = nil
 		}
 	}
-	c.pin, c.next = nil, nil
 }
 
 // mapSlack and mapPerChange bound from above how far one commit may lead the index file: rewritten pages of the trees.
@@ -413,7 +420,8 @@ func mappedFor(size int64) int64 {
 	return (size + mapStep - 1) / mapStep * mapStep
 }
 
-// tight tells whether the commit of b may have to enlarge the map.
+// tight tells whether the commit of b, and of what is held, may have to enlarge the map.
 func (s *Spool) tight(b *batch) bool {
-	return len(b.redo) > walMax || b.tx.tx.Size()+mapSlack+4*int64(len(b.redo))+mapPerChange*int64(b.ops) > s.cp.mapped
+	n, ops := int64(len(b.redo)+len(s.held.redo)), int64(b.ops+s.held.ops)
+	return len(b.redo) > walMax || b.tx.tx.Size()+mapSlack+4*n+mapPerChange*ops > s.cp.mapped
 }

@@ -27,6 +27,7 @@ var children = map[string]func(dir string) error{
 	"small": childSmall,
 	"full":  childFull,
 	"broke": childBroken,
+	"held":  childHeld,
 }
 
 func TestMain(m *testing.M) {
@@ -77,6 +78,11 @@ func turn(s *Spool, i, size int) error {
 		return err
 	}
 	say("add %s %d", it.Env.ID, size)
+	if i%3 == 1 { // the index takes what is held
+		if _, _, err := s.Find(it.Env.ID); err != nil {
+			return err
+		}
+	}
 	save := func(change func(*Item)) error {
 		return s.Apply(func(tx *Tx) error {
 			x, err := tx.Item(it.Env.ID)

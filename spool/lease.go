@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"sort"
 
-	bolt "go.etcd.io/bbolt"
-
 	"mochila/internal/envelope"
 )
 
@@ -57,19 +55,18 @@ func (s *Spool) lease(d Dest, max int, maxBytes, maxItem int64) (out []Leased, l
 	return out, larger, err
 }
 
+// fewLegs is how many legs may be leased where the writer works. More are looked up beside it, if the index can be brought
+// to have them.
+const fewLegs = 16
+
 // pick leases legs and calls fn with them in the transaction in which they were found.
 func (s *Spool) pick(no uint32, max int, maxBytes, maxItem int64, fn func(*Tx, []Ref)) (larger bool, err error) {
-	s.leases.mu.Lock()
-	locked := true
-	unlock := func() {
-		if locked {
-			s.leases.mu.Unlock()
-			locked = false
+	if max > fewLegs {
+		if err := s.settled(); err != nil {
+			return false, err
 		}
 	}
-	defer unlock()
-	err = s.view(func(b *bolt.Tx) error {
-		tx := &Tx{s: s, tx: b}
+	err = s.under(&s.leases.mu, func(tx *Tx, unlock func()) error {
 		var refs []Ref
 		refs, larger = tx.dueRefs(no, max, maxBytes, maxItem)
 		unlock()

@@ -68,7 +68,7 @@ func (s *Spool) open() (err error) {
 	}
 	if err != nil {
 		if s.db != nil {
-			s.cp.unpin()
+			s.unpin()
 			s.db.Close()
 		}
 		if s.cp.wal != nil {

@@ -80,7 +80,7 @@ type badRecord struct {
 func (s *Spool) recount() (bad []badRecord, err error) {
 	var by map[uint32]*tallyOf
 	traced := 0
-	err = s.view(func(b *bolt.Tx) error {
+	err = s.look(func(b *bolt.Tx) error {
 		traced = b.Bucket(bucketNames[bkTrace].name).Stats().KeyN
 		by, bad, err = s.countItems(b)
 		return err

@@ -36,6 +36,15 @@ func (s *Spool) short(urgent bool) error {
 	if err != nil {
 		return nil
 	}
+	reserve := s.reserve(total, urgent)
+	if free >= reserve {
+		return nil
+	}
+	return fmt.Errorf("%w: %d MiB free on the spool's disk, %d MiB are kept free", ErrFull, free>>20, reserve>>20)
+}
+
+// reserve is what must stay free of a disk.
+func (s *Spool) reserve(total int64, urgent bool) int64 {
 	reserve := s.o.Reserve
 	if reserve < 0 {
 		reserve = max(total/20, minReserve)
@@ -43,10 +52,7 @@ func (s *Spool) short(urgent bool) error {
 	if urgent {
 		reserve = min(reserve, urgentReserve)
 	}
-	if free >= reserve {
-		return nil
-	}
-	return fmt.Errorf("%w: %d MiB free on the spool's disk, %d MiB are kept free", ErrFull, free>>20, reserve>>20)
+	return reserve
 }
 
 // admit is room, asked once per commit.

@@ -10,7 +10,7 @@
 // starts a delivery, never reads a clock to judge an expiry, and never drops an item by itself.
 //
 // The layout is in docs/spool.md. One process owns a spool; inside it every method may be called by several
-// goroutines at once. Functions given to Apply and View must not call methods of the Spool.
+// goroutines at once. Functions given to Apply, Peek and View must not call methods of the Spool.
 package spool
 
 import (
@@ -121,6 +121,7 @@ type Spool struct {
 	bodies bodyTable
 	spares spareFiles
 	cp     checkpoints
+	held   held
 	redo   []byte // the writer's buffer for records of the log
 
 	requests chan *request
@@ -180,7 +181,7 @@ func (s *Spool) closeIndex() error {
 	if s.broken.Load() == nil {
 		err = s.settle()
 	}
-	s.cp.unpin()
+	s.unpin()
 	if cerr := s.db.Close(); err == nil {
 		err = cerr
 	}

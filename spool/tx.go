@@ -79,6 +79,9 @@ func (tx *Tx) put(k bucket, key, value []byte) error {
 	tx.b.wrote = true
 	tx.b.bytes += len(value)
 	tx.b.log(walPut, k, "", key, value)
+	if value == nil {
+		value = []byte{} // until the index has it, Get returns this very slice, and nil stands for nothing
+	}
 	if err := tx.bucket(k).Put(key, value); err != nil {
 		return fmt.Errorf("writing to index %q: %w", bucketNames[k].name, err)
 	}

@@ -20,12 +20,9 @@ func (s *Spool) Wake(now time.Time, max int) ([]Ref, error) {
 	if err := s.sweep(now); err != nil {
 		return nil, err
 	}
-	s.wakes.mu.Lock()
-	defer s.wakes.mu.Unlock()
 	ms := now.UnixMilli()
 	var refs []Ref
-	err := s.view(func(b *bolt.Tx) error {
-		tx := &Tx{s: s, tx: b}
+	err := s.under(&s.wakes.mu, func(tx *Tx, _ func()) error {
 		c := tx.bucket(bkWait).Cursor()
 		for k, _ := c.First(); len(k) == waitKeySize && len(refs) < max; k, _ = c.Next() {
 			at, r := parseWait(k)
@@ -41,31 +38,28 @@ func (s *Spool) Wake(now time.Time, max int) ([]Ref, error) {
 			}
 			refs = append(refs, r)
 		}
+		if s.wakes.told == nil {
+			s.wakes.told = make(map[Ref]int64)
+		}
+		for _, r := range refs {
+			s.wakes.told[r] = ms
+		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	if s.wakes.told == nil {
-		s.wakes.told = make(map[Ref]int64)
-	}
-	for _, r := range refs {
-		s.wakes.told[r] = ms
-	}
-	return refs, nil
+	return refs, err
 }
 
 // NextWake is the earliest time at which Wake may have something to tell; always within an hour of the last sweep.
 // It is the zero time before the first Wake.
 func (s *Spool) NextWake() time.Time {
 	s.wakes.mu.Lock()
-	defer s.wakes.mu.Unlock()
-	if s.wakes.swept.IsZero() || !s.wakes.next.IsZero() {
+	swept, sweeping := s.wakes.swept, !s.wakes.next.IsZero()
+	s.wakes.mu.Unlock()
+	if swept.IsZero() || sweeping {
 		return time.Time{}
 	}
-	next := s.wakes.swept.Add(sweepEvery).UnixMilli()
-	err := s.view(func(b *bolt.Tx) error {
-		tx := &Tx{s: s, tx: b}
+	next := swept.Add(sweepEvery).UnixMilli()
+	err := s.under(&s.wakes.mu, func(tx *Tx, _ func()) error {
 		c := tx.bucket(bkWait).Cursor()
 		for k, _ := c.First(); len(k) == waitKeySize; k, _ = c.Next() {
 			at, r := parseWait(k)
@@ -82,7 +76,7 @@ func (s *Spool) NextWake() time.Time {
 		return nil
 	})
 	if err != nil {
-		return s.wakes.swept.Add(sweepEvery)
+		return swept.Add(sweepEvery)
 	}
 	return time.UnixMilli(next).UTC()
 }
@@ -131,7 +125,9 @@ func (s *Spool) sweep(now time.Time) error {
 		return nil
 	}
 	from := w.next
+	w.mu.Unlock() // the writer may need the table
 	near, next, err := s.nearExpiries(from, now.Add(expiryIndexed))
+	w.mu.Lock()
 	if err != nil {
 		return err
 	}

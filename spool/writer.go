@@ -28,8 +28,12 @@ type request struct {
 	fn     func(*Tx) error
 	urgent bool
 	alone  bool // no companions: fn looks at the transaction as a whole
-	err    error
-	reply  chan error
+
+	peek    func(*Tx) error // instead of fn: looks, and changes nothing
+	release bool            // instead of fn: the index is to have everything
+
+	err   error
+	reply chan error
 }
 
 // batch is what one commit collects besides the pages of the index; it takes effect in memory after the commit.
@@ -95,12 +99,21 @@ func (s *Spool) submit(to chan<- *request, r *request) error {
 	}
 }
 
-// View runs fn in a read-only transaction over the last commit. Keep it short: pages that it can see are not reused.
+// View runs fn in a read-only transaction over the last commit. It may wait for the commit that runs: whoever calls it
+// holds no lock that a function given to Apply may wait for. Keep it short: pages that it can see are not reused.
 func (s *Spool) View(fn func(*Tx) error) error {
 	return s.view(func(b *bolt.Tx) error { return fn(&Tx{s: s, tx: b}) })
 }
 
 func (s *Spool) view(fn func(*bolt.Tx) error) error {
+	if err := s.settled(); err != nil {
+		return err
+	}
+	return s.look(fn)
+}
+
+// look runs fn over what the index has; the writer itself may call it.
+func (s *Spool) look(fn func(*bolt.Tx) error) error {
 	err := s.db.View(fn)
 	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return ErrClosed
@@ -113,8 +126,13 @@ func (s *Spool) write() {
 	defer close(s.stopped)
 	timer := time.NewTimer(soonWait)
 	defer timer.Stop()
+	s.held.timer = time.NewTimer(heldFor)
+	defer s.held.timer.Stop()
+	defer s.release()
 	for {
 		select {
+		case <-s.held.timer.C:
+			s.release()
 		case r := <-s.requests:
 			s.commits(r, timer)
 		case r := <-s.soon:
@@ -167,6 +185,19 @@ func (s *Spool) company() *request {
 
 // commit runs r and whatever else waits in one transaction. It returns the request that wants one of its own next.
 func (s *Spool) commit(r *request) (next *request) {
+	if r.fn == nil {
+		s.answer(r)
+		return nil
+	}
+	if r.alone {
+		s.release() // its error is that of begin
+	}
+	var looks []*request // they must not see what is not durable yet
+	defer func() {
+		for _, r := range looks {
+			s.answer(r)
+		}
+	}()
 	b, err := s.begin()
 	if err != nil {
 		r.reply <- err
@@ -175,6 +206,11 @@ func (s *Spool) commit(r *request) (next *request) {
 	ok := make([]*request, 0, 64)
 	full := r.alone
 	for r != nil {
+		if r.fn == nil {
+			looks = append(looks, r)
+			r = s.more(len(ok), b, full)
+			continue
+		}
 		before := b.wrote
 		b.wrote = false
 		if r.err = s.run(b, r); r.err == nil {
@@ -258,12 +294,12 @@ func (s *Spool) begin() (*batch, error) {
 	if p := s.broken.Load(); p != nil {
 		return nil, *p
 	}
-	tx, err := s.db.Begin(true)
+	tx, err := s.openTx()
 	if err != nil {
-		return nil, fmt.Errorf("opening a transaction: %w", err)
+		return nil, err
 	}
 	b := &batch{redo: append(s.redo[:0], zeros[:walHead]...)}
-	b.tx = &Tx{s: s, tx: tx, b: b, now: time.Now()}
+	b.tx = &Tx{s: s, tx: tx, b: b, now: time.Now(), buckets: s.held.buckets}
 	return b, nil
 }
 
@@ -274,7 +310,8 @@ func (s *Spool) run(b *batch, r *request) error {
 }
 
 func (s *Spool) rollback(b *batch) {
-	b.tx.tx.Rollback()
+	s.held.buckets = b.tx.buckets
+	s.abandon(b.ops > 0)
 	for _, no := range b.newDests {
 		s.dests.forget(no)
 	}
@@ -283,12 +320,17 @@ func (s *Spool) rollback(b *batch) {
 // finish commits b, lets memory follow, and answers.
 func (s *Spool) finish(b *batch, ok []*request) {
 	err := s.flush(b, ok)
-	for errors.Is(err, ErrFull) && (s.saveRoom() || s.dropSpares() || s.dropBallast()) {
-		// Once more: what ends mail goes through now, new mail is refused.
+	for errors.Is(err, errHeld) && s.release() == nil || errors.Is(err, ErrFull) && (s.saveRoom() || s.dropSpares() || s.dropBallast()) {
+		// Once more. On a full disk what ends mail goes through now, new mail is refused.
 		if b, ok, err = s.restart(b, ok); err != nil {
 			return
 		}
 		err = s.flush(b, ok)
+	}
+	if err == nil && b.wrote { // first: who has its answer may wait for the chores
+		for _, d := range b.unlink {
+			s.chores.add(func() { s.retire(d) })
+		}
 	}
 	for _, r := range ok {
 		r.reply <- err
@@ -300,9 +342,6 @@ func (s *Spool) finish(b *batch, ok []*request) {
 		if d, ok := s.dests.dest(no); ok {
 			s.o.OnDue(d)
 		}
-	}
-	for _, d := range b.unlink {
-		s.chores.add(func() { s.retire(d) })
 	}
 }
 
@@ -332,7 +371,7 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 		body.adopt()
 	}
 	b.due = s.tally.apply(b.changes)
-	if b.recount {
+	if b.recount && s.release() == nil {
 		s.recount() // its error would be that of a closed index, which the next Apply reports
 	}
 	s.leases.apply(b.changes)
@@ -340,25 +379,18 @@ func (s *Spool) flush(b *batch, ok []*request) error {
 	return nil
 }
 
-// makeDurable commits b: by the log, and then to the index without a sync; or by the index alone, when its map may have
-// to grow, or the disk was full.
+// errHeld tells that b has to begin anew in a transaction of its own.
+var errHeld = errors.New("the index is to have first what it holds")
+
+// makeDurable commits b: by the log, and then or later to the index without a sync; or by the index alone, when its map
+// may have to grow, or the disk was full.
 func (s *Spool) makeDurable(b *batch) error {
 	if cap(b.redo) <= 2*maxBatchBytes {
 		s.redo = b.redo
 	}
-	c := &s.cp
-	id := b.tx.tx.ID()
+	c, h := &s.cp, &s.held
 	if c.plain = max(c.plain-1, 0); c.plain > 0 || s.tight(b) {
-		if err := s.settle(); err != nil {
-			return err
-		}
-		if err := b.tx.tx.Commit(); err != nil {
-			return s.commitFailed(id, err)
-		}
-		return s.view(func(tx *bolt.Tx) error {
-			c.mapped = max(c.mapped, mappedFor(tx.Size()))
-			return nil
-		})
+		return s.makePlain(b)
 	}
 	if !c.logging {
 		if err := s.startLog(); err != nil {
@@ -368,15 +400,52 @@ func (s *Spool) makeDurable(b *batch) error {
 	if err := c.wal.append(b.redo); err != nil {
 		return s.logFailed(err)
 	}
-	if err := b.tx.tx.Commit(); err != nil {
-		if err = s.commitFailed(id, err); errors.Is(err, ErrFull) {
-			if eerr := c.wal.erase(); eerr != nil {
-				return s.breakDown(eerr)
+	if !h.may {
+		if err := s.commitIndex(b); err != nil {
+			if errors.Is(err, ErrFull) {
+				if eerr := c.wal.erase(); eerr != nil {
+					return s.breakDown(eerr)
+				}
 			}
+			return err
 		}
-		return err
+		c.commits++
+		return s.follow()
+	}
+	s.hold(b)
+	if h.grown() {
+		if err := s.release(); err != nil {
+			return err
+		}
 	}
 	return s.follow()
+}
+
+// makePlain commits b by the index alone.
+func (s *Spool) makePlain(b *batch) error {
+	if s.held.commits > 0 {
+		return errHeld // else closing the log would forget it
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.commitIndex(b); err != nil {
+		return err
+	}
+	return s.look(func(tx *bolt.Tx) error {
+		s.cp.mapped = max(s.cp.mapped, mappedFor(tx.Size()))
+		return nil
+	})
+}
+
+// commitIndex commits b alone to the index.
+func (s *Spool) commitIndex(b *batch) error {
+	id := b.tx.tx.ID()
+	s.held.tx = nil
+	if err := b.tx.tx.Commit(); err != nil {
+		return s.commitFailed(id, err)
+	}
+	return nil
 }
 
 // logFailed decides whether the spool can go on: a record that found no room is not there.

@@ -439,7 +439,7 @@ func (b *Batch) TakeResume(tx *spool.Tx, peer envelope.NodeID, r *envelope.Resum
 		}
 	}
 	// The origin may have given out more numbers since it wrote this, but not in an epoch that is over.
-	inc, known := j.o.PeerIncarnation(peer)
+	inc, known := j.o.PeerIncarnation(tx, peer)
 	if over := known && laterEpoch(inc, r.Epoch); over && r.Epoch == c.epoch && c.next >= r.Next && c.gap {
 		if p, ok, err := j.firstHeld(tx, c); err != nil {
 			return err

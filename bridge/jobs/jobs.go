@@ -184,12 +184,12 @@ type Options struct {
 	Now             func() time.Time
 	Log             *slog.Logger
 	Policy          func() *Policy
-	Runner          Runner                                // nil: nothing is started here
-	Incarnation     func() [8]byte                        // of this node
-	PeerIncarnation func(envelope.NodeID) ([8]byte, bool) // of a peer, by its card
-	Suspect         func() bool                           // the clock is not to be trusted
-	Wake            func()                                // there is something to send
-	Patience        time.Duration                         // how long programs may run on when Run ends
+	Runner          Runner                                           // nil: nothing is started here
+	Incarnation     func() [8]byte                                   // of this node
+	PeerIncarnation func(*spool.Tx, envelope.NodeID) ([8]byte, bool) // of a peer, by its card
+	Suspect         func() bool                                      // the clock is not to be trusted
+	Wake            func()                                           // there is something to send
+	Patience        time.Duration                                    // how long programs may run on when Run ends
 	// Compose makes the mail that tells how a job of this node ended; nil: nobody is told so.
 	Compose func(*Letter) (*spool.Item, *spool.Body, error)
 }
@@ -246,7 +246,7 @@ func New(o Options) (*Jobs, error) {
 		o.Wake = func() {}
 	}
 	if o.PeerIncarnation == nil {
-		o.PeerIncarnation = func(envelope.NodeID) (i [8]byte, ok bool) { return i, false }
+		o.PeerIncarnation = func(*spool.Tx, envelope.NodeID) (i [8]byte, ok bool) { return i, false }
 	}
 	j := &Jobs{o: o, spool: o.Spool, log: o.Log, active: map[lane]int{}, again: map[lane]bool{},
 		wake: map[chanKey]time.Time{}, depend: map[chanKey]bool{}, flying: map[string]bool{}, inUse: map[string]int{},

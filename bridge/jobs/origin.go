@@ -571,11 +571,11 @@ func (j *Jobs) mark(tx *spool.Tx, k chanKey, c *outChan, inc [8]byte) error {
 // PeerRenewed reacts to a peer's new incarnation: it may have forgotten what it started. The bridge makes what has no
 // outcome due again.
 func (j *Jobs) PeerRenewed(peer envelope.NodeID) error {
-	inc, ok := j.o.PeerIncarnation(peer)
-	if !ok {
-		return nil
-	}
 	err := j.spool.Apply(func(tx *spool.Tx) error {
+		inc, ok := j.o.PeerIncarnation(tx, peer)
+		if !ok {
+			return nil
+		}
 		return tx.KV(tabOutChan).Each(peer[:], func(kb, v []byte) error {
 			k := parseChanKey(kb)
 			c, err := parseOutChan(v)

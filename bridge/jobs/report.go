@@ -88,7 +88,7 @@ func (j *Jobs) Records(peer envelope.NodeID, began time.Time) ([]Record, error) 
 				return err
 			}
 			k := parseChanKey(kb)
-			inc, _ := j.o.PeerIncarnation(peer)
+			inc, _ := j.o.PeerIncarnation(tx, peer)
 			if laterEpoch(c.repBy, inc) {
 				inc = c.repBy
 			}

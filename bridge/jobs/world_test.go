@@ -118,7 +118,7 @@ func (s *side) open() {
 	}
 	o := Options{Spool: sp, Self: s.id, Now: func() time.Time { return s.w.now }, Policy: func() *Policy { return s.policy }, Runner: s.w,
 		Incarnation: func() [8]byte { return s.inc }, Suspect: func() bool { return s.suspect },
-		PeerIncarnation: func(envelope.NodeID) ([8]byte, bool) { return s.knows, true },
+		PeerIncarnation: func(*spool.Tx, envelope.NodeID) ([8]byte, bool) { return s.knows, true },
 		Log:             slog.New(slog.NewTextHandler(out, nil)).With("node", s.name)}
 	if s.j, err = New(o); err != nil {
 		s.w.t.Fatal(err)
