@@ -56,7 +56,7 @@ type Channel struct {
 // Channels lists every channel of both sides. It reads one record each.
 func (j *Jobs) Channels() ([]Channel, error) {
 	var list []Channel
-	err := j.spool.View(func(tx *spool.Tx) error {
+	err := j.spool.Peek(func(tx *spool.Tx) error {
 		err := tx.KV(tabOutChan).Each(nil, func(kb, v []byte) error {
 			c, err := parseOutChan(v)
 			if err != nil {
@@ -132,6 +132,9 @@ type Filter struct {
 	Limit   int
 }
 
+// shortList is how many jobs are looked at by Peek. More, or a search, would keep the spool's writer from work.
+const shortList = 100
+
 // List lists jobs without outcome, channel by channel in the order of their numbers, or jobs of this node that have
 // ended, by age.
 func (j *Jobs) List(f Filter) (*Page, error) {
@@ -139,7 +142,11 @@ func (j *Jobs) List(f Filter) (*Page, error) {
 		f.Limit = 100
 	}
 	p := &Page{Jobs: []*View{}}
-	err := j.spool.View(func(tx *spool.Tx) error {
+	look := j.spool.View
+	if f.Limit <= shortList && f.Trust == "" && f.Channel == "" && f.Peer.IsZero() {
+		look = j.spool.Peek
+	}
+	err := look(func(tx *spool.Tx) error {
 		if f.Side == "ended" {
 			return j.listEnded(tx, f, p)
 		}
