@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"mochila/internal/envelope"
 )
@@ -301,5 +302,26 @@ func TestHeldFullDisk(t *testing.T) {
 	t.Logf("%s", out)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestInside: a View inside Apply would wait for the writer that runs it. It fails instead, and the spool goes on.
+func TestInside(t *testing.T) {
+	defer func(d time.Duration) { insideAfter = d }(insideAfter)
+	insideAfter = 10 * time.Millisecond
+	s := open(t, t.TempDir(), Options{Free: plenty})
+	holds(t, s, 1)
+	nothing := func(*Tx) error { return nil }
+	for what, err := range map[string]error{
+		"View in Apply":  s.Apply(func(*Tx) error { return s.View(nothing) }),
+		"Apply in Apply": s.Apply(func(*Tx) error { return s.Apply(nothing) }),
+	} {
+		if !errors.Is(err, errInside) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	add(t, s, mail(nil, "node:b"), nil)
+	if r := clean(t, s); r.Items != 2 {
+		t.Errorf("%d items", r.Items)
 	}
 }

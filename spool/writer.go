@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime"
@@ -78,6 +79,18 @@ func (s *Spool) send(to chan<- *request, fn func(*Tx) error, urgent bool) error 
 	return s.submit(to, &request{fn: fn, urgent: urgent})
 }
 
+// errInside is a fault of this program: better an error than a writer that waits for itself for ever.
+var errInside = errors.New("a function given to Apply or Peek asks the spool for a transaction of its own")
+
+// insideAfter is how long a request waits for the writer before that fault is thought of.
+var insideAfter = 10 * time.Second
+
+// inWriter tells whether the caller is the writer's goroutine.
+func inWriter() bool {
+	stack := make([]byte, 64<<10)
+	return bytes.Contains(stack[:runtime.Stack(stack, false)], []byte("spool.(*Spool).write("))
+}
+
 // submit hands a request to the writer and waits for its answer.
 func (s *Spool) submit(to chan<- *request, r *request) error {
 	r.reply = make(chan error, 1)
@@ -90,6 +103,15 @@ func (s *Spool) submit(to chan<- *request, r *request) error {
 	case err := <-r.reply:
 		return err
 	case <-s.stopped:
+	case <-time.After(insideAfter):
+		if inWriter() {
+			return errInside
+		}
+		select {
+		case err := <-r.reply:
+			return err
+		case <-s.stopped:
+		}
 	}
 	select { // the writer may have answered in its last breath
 	case err := <-r.reply:
