@@ -143,6 +143,7 @@ type intake struct {
 	ahead    []*ahead // summaries that enter with it
 }
 
+// Write takes content. It fails with a status for the client: too large, going round, or no room.
 func (in *intake) Write(p []byte) (int, error) {
 	in.n += int64(len(p))
 	if in.n > in.limit {
@@ -168,8 +169,10 @@ func (in *intake) loops() error {
 	return in.before.loop(in.b.Policy().Limits.Passes)
 }
 
+// Abort gives the mail up: nothing of it stays.
 func (in *intake) Abort() { in.body.Discard() }
 
+// Commit stores the mail and returns its id; when it does, the mail is durable. Else the error is a status for the client.
 func (in *intake) Commit(context.Context) (string, error) {
 	if err := in.body.Finish(); err != nil {
 		in.body.Discard()

@@ -201,6 +201,7 @@ type lineWriter struct {
 	col int
 }
 
+// Write breaks what it passes on into lines of 76 characters.
 func (l *lineWriter) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {

@@ -40,6 +40,7 @@ type client struct {
 // down is trouble with the place as a whole.
 type down struct{ st envelope.Status }
 
+// Error is the status that the place is down with.
 func (d *down) Error() string { return d.st.Error() }
 
 // dial connects and says EHLO, LHLO or HELO. Every error is a *down.
@@ -194,6 +195,7 @@ func (c *client) quit() {
 // blockWriter is the client's connection with a fresh deadline for every write.
 type blockWriter client
 
+// Write sends a block under the time limit of one.
 func (b *blockWriter) Write(p []byte) (int, error) {
 	c := (*client)(b)
 	c.arm(c.o.Block)

@@ -122,6 +122,7 @@ func (p *program) run(ctx context.Context, args, env []string, in io.Reader) end
 // head keeps the first bytes that are written to it.
 type head struct{ b []byte }
 
+// Write keeps the beginning of what a program says, and takes the rest without keeping it.
 func (h *head) Write(p []byte) (int, error) {
 	if room := 4096 - len(h.b); room > 0 {
 		h.b = append(h.b, p[:min(room, len(p))]...)

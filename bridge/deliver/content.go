@@ -29,6 +29,7 @@ func newChecked(r io.Reader, env *envelope.Envelope) *checked {
 	return &checked{r: r, h: envelope.NewSummer(), env: env}
 }
 
+// Read reads the content, and at its end compares it.
 func (c *checked) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.h.Write(p[:n])
@@ -194,6 +195,7 @@ type dotWriter struct {
 	cr  bool // CRs are held back until it is clear what follows
 }
 
+// Write passes content on as DATA wants it: dots doubled, line ends true.
 func (d *dotWriter) Write(p []byte) (int, error) {
 	n := len(p)
 	clean := true // nothing in p has been found yet that is no clean line
@@ -272,6 +274,7 @@ type lfWriter struct {
 	cr  bool // held back
 }
 
+// Write passes content on with LF for CRLF.
 func (l *lfWriter) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
