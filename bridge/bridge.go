@@ -73,6 +73,7 @@ type Bridge struct {
 	contacts map[string]*contactState // by contact key
 	desks    map[*desk]struct{}       // open stations
 	heard    map[envelope.NodeID]time.Time
+	ways     ways
 	pending  map[envelope.NodeID][]record // control records that wait for a bundle
 
 	stop context.CancelCauseFunc // ends Run; nil when it does not run

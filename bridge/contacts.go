@@ -112,7 +112,7 @@ func (b *Bridge) runContacts(ctx context.Context) {
 				wg.Add(1)
 				go func() {
 					defer wg.Done()
-					b.contactOnce(ctx, c)
+					b.contactOnce(ctx, c, false)
 					b.kickContacts()
 				}()
 			}
@@ -268,7 +268,7 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 // DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
 func (b *Bridge) DueFor(c *Contact) bool {
 	for _, q := range b.spool.Dests() {
-		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) {
+		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) && !b.givesWay(c.Node, n, q) {
 			return true
 		}
 	}
@@ -354,14 +354,15 @@ func (b *Bridge) unheard(c *Contact) bool {
 	return s != nil && s.unheard >= maxUnheard
 }
 
-// contactOnce makes one contact and notes how it went.
-func (b *Bridge) contactOnce(ctx context.Context, c *Contact) (transport.Stats, int, error) {
+// contactOnce makes one contact and notes how it went; asked is one that somebody asked for.
+func (b *Bridge) contactOnce(ctx context.Context, c *Contact, asked bool) (transport.Stats, int, error) {
 	l, err := b.link(c)
 	var st transport.Stats
 	var took time.Duration
 	envelopes, late, stuck := 0, false, false
 	if err == nil {
 		d := b.openDesk(c)
+		d.asked = asked
 		began := b.now()
 		st, err = l.Run(ctx, d)
 		took = b.now().Sub(began)
@@ -430,39 +431,51 @@ type SyncResult struct {
 }
 
 // Sync makes the given contacts now, one after the other, whatever their timetable says; with none given, all that
-// are not manual or on call. A contact that is under way already is waited for.
+// are not manual or on call. A contact that is under way already is waited for. ctx ends it after a contact.
 func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
-	if len(contacts) == 0 {
+	asked := len(contacts) > 0
+	if !asked {
 		for _, c := range b.Policy().Contacts {
 			if !c.When.OnCall && !c.Paused && c.URL != "" {
 				contacts = append(contacts, c)
 			}
 		}
 	}
+	if !asked {
+		b.takeTurns(contacts)
+	}
 	var out []SyncResult
 	for _, c := range contacts {
-		for !b.begin(c) {
-			select {
-			case <-ctx.Done():
-				out = append(out, SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL), Err: ctx.Err()})
-				return out
-			case <-time.After(50 * time.Millisecond):
-			}
+		out = append(out, b.syncOne(ctx, c, asked))
+		if ctx.Err() != nil {
+			break
 		}
-		st, n, err := b.contactOnce(ctx, c)
-		r := SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL), Stats: st, Envelopes: n, Err: err}
-		counts, err := b.spool.Counts()
-		if err != nil && r.Err == nil {
-			r.Err = err
-		}
-		for _, q := range counts {
-			if node, ok := q.Dest.Node(); ok && node == c.Node {
-				r.Waiting += q.States[spool.Due] + q.States[spool.Deferred] + q.States[spool.Sealed] + q.States[spool.Travelling]
-			}
-		}
-		out = append(out, r)
 	}
 	return out
+}
+
+// syncOne makes one contact of Sync.
+func (b *Bridge) syncOne(ctx context.Context, c *Contact, asked bool) (r SyncResult) {
+	r = SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL)}
+	for !b.begin(c) {
+		select {
+		case <-ctx.Done():
+			r.Err = ctx.Err()
+			return r
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	r.Stats, r.Envelopes, r.Err = b.contactOnce(ctx, c, asked)
+	counts, err := b.spool.Counts()
+	if err != nil && r.Err == nil {
+		r.Err = err
+	}
+	for _, q := range counts {
+		if node, ok := q.Dest.Node(); ok && node == c.Node {
+			r.Waiting += q.States[spool.Due] + q.States[spool.Deferred] + q.States[spool.Sealed] + q.States[spool.Travelling]
+		}
+	}
+	return r
 }
 
 // begin claims a contact.

@@ -32,6 +32,7 @@ type desk struct {
 	more    chan struct{}
 	room    func() int64 // the largest packet that still fits on the medium; nil: nobody counts
 	only    *spool.Ref   // nothing else is sent; nil: all that is due
+	asked   bool         // somebody asked for just this contact: it gives way to no other
 
 	mu        sync.Mutex
 	pinch     int64 // bundles are made no larger than this, since the last one did not fit; 0: they do
@@ -196,7 +197,7 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 		progress := false
 		for _, q := range d.b.spool.Dests() {
 			node, ok := q.Node()
-			if !ok || !d.serves(node) {
+			if !ok || !d.serves(node) || !d.asked && d.b.givesWay(d.node, node, q) {
 				continue
 			}
 			got, err := d.pack(q, node)
@@ -204,6 +205,9 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 				return nil, err
 			}
 			if got {
+				if node != d.node && len(d.ready) > 0 {
+					d.b.gave(d.node, node)
+				}
 				progress = true
 				break
 			}

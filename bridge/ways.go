@@ -1,0 +1,113 @@
+package bridge
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"mochila/internal/envelope"
+	"mochila/spool"
+)
+
+// Several neighbours may lead to one node: whichever has a contact first takes what is due, and what was not answered for
+// goes again, by any of them. A dead one would take it again and again, as its contacts have no other work. Hence a
+// neighbour that is silent (docs/custody.md, "Several ways") leaves what is due to another one that lives.
+
+// headStart is how long a silent neighbour leaves to others what is due. Nobody else took it by then, so it may try.
+const headStart = 3 * rescan
+
+// ways is what is known of neighbours that relay, since the start.
+type ways struct {
+	mu    sync.Mutex
+	given map[envelope.NodeID]time.Time // neighbour → when it was handed the first thing that it said nothing since
+	left  map[envelope.NodeID]time.Time // destination → since when something is due that was left to others
+}
+
+// takeTurns changes places, by chance, among contacts that lead to the same node by different neighbours. A process that
+// makes its contacts and ends does not remember who was silent, and the first must not always be the same.
+func (b *Bridge) takeTurns(contacts []*Contact) {
+	dests := b.spool.Dests()
+	rivals := func(x, y *Contact) bool {
+		return x.Node != y.Node && slices.ContainsFunc(dests, func(q spool.Dest) bool {
+			n, ok := q.Node()
+			return ok && b.leads(x, n) && b.leads(y, n)
+		})
+	}
+	for i := range contacts {
+		for j := range i {
+			if rivals(contacts[i], contacts[j]) && rand.IntN(2) == 0 {
+				contacts[i], contacts[j] = contacts[j], contacts[i]
+			}
+		}
+	}
+}
+
+// gave notes that a neighbour was handed something for a node beyond it.
+func (b *Bridge) gave(by, to envelope.NodeID) {
+	silent := b.silent(by)
+	b.ways.mu.Lock()
+	defer b.ways.mu.Unlock()
+	delete(b.ways.left, to)
+	if silent {
+		return
+	}
+	if b.ways.given == nil {
+		b.ways.given = map[envelope.NodeID]time.Time{}
+	}
+	b.ways.given[by] = b.now()
+}
+
+// silent reports whether a neighbour was handed something to relay, and not heard of since.
+func (b *Bridge) silent(n envelope.NodeID) bool {
+	heard := b.ses.heardOf(n)
+	b.ways.mu.Lock()
+	defer b.ways.mu.Unlock()
+	at, ok := b.ways.given[n]
+	return ok && !heard.After(at)
+}
+
+// givesWay reports whether a neighbour leaves to others what is due for the node to, the destination q.
+func (b *Bridge) givesWay(by, to envelope.NodeID, q spool.Dest) bool {
+	if by == to || !b.silent(by) {
+		return false
+	}
+	if !slices.ContainsFunc(b.Policy().paths(to), func(n envelope.NodeID) bool { return n != by && !b.silent(n) && b.within(n) }) {
+		return false
+	}
+	due, now := b.spool.DueNow(q), b.now()
+	b.ways.mu.Lock()
+	defer b.ways.mu.Unlock()
+	if !due {
+		delete(b.ways.left, to)
+		return true
+	}
+	since, ok := b.ways.left[to]
+	if !ok {
+		if b.ways.left == nil {
+			b.ways.left = map[envelope.NodeID]time.Time{}
+		}
+		b.ways.left[to] = now
+		return true
+	}
+	age := now.Sub(since)
+	return age >= 0 && age < headStart
+}
+
+// within reports whether a neighbour is within reach: there was a contact just now, or the last one was good and the next
+// may begin.
+func (b *Bridge) within(n envelope.NodeID) bool {
+	now, contacts := b.now(), b.Policy().Contacts
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now.Sub(b.heard[n]) < headStart { // it may be one that calls
+		return true
+	}
+	return slices.ContainsFunc(contacts, func(c *Contact) bool {
+		if c.Node != n || c.URL == "" || c.Paused || c.When.Manual || c.When.OnCall || !c.When.Open(now) {
+			return false
+		}
+		s := b.contacts[contactKey(c)]
+		return s != nil && !s.ok.IsZero() && s.err == ""
+	})
+}
