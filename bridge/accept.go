@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mochila/bridge/deliver"
 	"mochila/bridge/jobs"
 	"mochila/bridge/route"
 	"mochila/internal/envelope"
@@ -137,6 +138,7 @@ type intake struct {
 	file  string // of the maildrop
 
 	expanded bool             // it comes out of an alias
+	eight    bool             // it has bytes above 127
 	refused  *envelope.Status // it was taken long ago, and is sent back with this
 	head     letter.Sniffer
 	before   *passes  // it entered this node
@@ -151,6 +153,7 @@ func (in *intake) Write(p []byte) (int, error) {
 	}
 	in.head.Write(p)
 	in.before.Write(p)
+	in.eight = in.eight || !envelope.SevenBit(p)
 	if err := in.loops(); err != nil {
 		return 0, err
 	}
@@ -167,6 +170,18 @@ func (in *intake) loops() error {
 		return nil
 	}
 	return in.before.loop(in.b.Policy().Limits.Passes)
+}
+
+// noteBody says of large content what it is: whoever sends it would have to read all of it, just to know. Small content is read
+// into memory then anyway (deliver.SmallContent).
+func (in *intake) noteBody() {
+	switch m := in.mail; {
+	case in.n <= deliver.SmallContent || m.Body != "" && m.Body != "7BIT":
+	case in.eight:
+		m.Body = "8BITMIME"
+	default:
+		m.Body = "7BIT"
+	}
 }
 
 // Abort gives the mail up: nothing of it stays.
@@ -194,6 +209,7 @@ func (in *intake) Commit(context.Context) (string, error) {
 	if len(orders) > 0 && len(in.mail.Recipients) == 0 {
 		return in.commitOrders(orders, nil)
 	}
+	in.noteBody()
 	env := &envelope.Envelope{ID: in.id, Kind: envelope.KindMail, Created: in.now, Mail: in.mail, Priority: in.mail.Priority}
 	item, sums, err := in.item(env)
 	if err == nil {

@@ -237,3 +237,32 @@ func TestReturnedFile(t *testing.T) {
 		t.Error("the file would be taken again")
 	}
 }
+
+// TestBodyNoted: large content is noted as what it is, whatever its client said, so that sending it needs no look at it.
+func TestBodyNoted(t *testing.T) {
+	n := newLab(t).node("alpha")
+	large := strings.Repeat("0123456789abcdef\r\n", deliver.SmallContent/18)
+	for _, c := range []struct{ said, text, want string }{
+		{"", "Subject: x\r\n\r\nabc\r\n", ""},
+		{"", "Subject: x\r\n\r\n\xe9\r\n", ""},
+		{"7BIT", "Subject: x\r\n\r\n\xe9\r\n", "7BIT"},
+		{"", "Subject: x\r\n\r\n" + large, "7BIT"},
+		{"", "Subject: x\r\n\r\n" + large + "\xe9\r\n", "8BITMIME"},
+		{"7BIT", "Subject: x\r\n\r\n\xe9\r\n" + large, "8BITMIME"},
+		{"8BITMIME", "Subject: x\r\n\r\n" + large, "8BITMIME"},
+		{"BINARYMIME", "Subject: x\r\n\r\n" + large, "BINARYMIME"},
+	} {
+		id, err := n.enter(&envelope.Mail{Sender: "ana@alpha.example", Body: c.said, Recipients: []envelope.Recipient{{Addr: "bob@alpha.example"}}}, c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range n.items() {
+			if it.Env.ID.String() == id && it.Env.Mail.Body != c.want {
+				t.Errorf("%d bytes, BODY %q: noted %q, want %q", len(c.text), c.said, it.Env.Mail.Body, c.want)
+			}
+		}
+	}
+	if got := len(n.items()); got != 8 {
+		t.Errorf("%d mails in the spool", got)
+	}
+}

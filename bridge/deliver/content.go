@@ -3,7 +3,6 @@ package deliver
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +10,8 @@ import (
 	"mochila/internal/envelope"
 )
 
-// smallContent is read into memory once, checked, and sent from there.
-const smallContent = 256 << 10
+// SmallContent is the size up to which content is read into memory once, checked, and sent from there.
+const SmallContent = 256 << 10
 
 // errCorrupt says that stored content is not what its envelope promises.
 var errCorrupt = errors.New("stored content does not match its checksum")
@@ -58,7 +57,7 @@ type content struct {
 }
 
 // load reads small content into memory and learns what MAIL must say about it. With ask set, large content is read
-// through once for that, but only when nobody has said whether it is 8-bit.
+// through once for that, but only when nobody has said whether it is 8-bit: who took the mail in does (bridge/accept.go).
 func load(m *Message, ask bool) (*content, error) {
 	c := &content{m: m}
 	mail := m.Env.Mail
@@ -67,7 +66,7 @@ func load(m *Message, ask bool) (*content, error) {
 		return nil, fmt.Errorf("open the content: %w", err)
 	}
 	defer r.Close()
-	if m.Env.Size <= smallContent {
+	if m.Env.Size <= SmallContent {
 		w := bytes.NewBuffer(make([]byte, 0, max(m.Env.Size, 0)+bytes.MinRead))
 		if _, err := io.Copy(w, newChecked(r, m.Env)); err != nil {
 			return nil, err
@@ -101,13 +100,13 @@ func (c *content) survey(r io.Reader) error {
 			end := headerEnd(buf[:3+n])
 			if end >= 0 {
 				inBody = true
-				c.header8 = c.header8 || not7bit(buf[3:max(end, 3)])
+				c.header8 = c.header8 || !envelope.SevenBit(buf[3:max(end, 3)])
 			} else {
-				c.header8 = c.header8 || not7bit(block)
+				c.header8 = c.header8 || !envelope.SevenBit(block)
 			}
 			copy(tail[:], buf[n:])
 		}
-		c.eight = c.eight || not7bit(block)
+		c.eight = c.eight || !envelope.SevenBit(block)
 		if c.eight && inBody {
 			return nil
 		}
@@ -140,7 +139,7 @@ func headerEnd(b []byte) int {
 
 // scan8 reports bytes above 127 in the header of b and in all of it.
 func scan8(b []byte) (header, all bool) {
-	if !not7bit(b) {
+	if envelope.SevenBit(b) {
 		return false, false
 	}
 	h := b
@@ -150,23 +149,7 @@ func scan8(b []byte) (header, all bool) {
 	if bytes.HasPrefix(b, []byte("\r\n")) || bytes.HasPrefix(b, []byte("\n")) {
 		h = nil
 	}
-	return not7bit(h), true
-}
-
-func not7bit(b []byte) bool {
-	const high = 0x8080808080808080
-	for ; len(b) >= 32; b = b[32:] {
-		w := binary.LittleEndian.Uint64(b) | binary.LittleEndian.Uint64(b[8:]) | binary.LittleEndian.Uint64(b[16:]) | binary.LittleEndian.Uint64(b[24:])
-		if w&high != 0 {
-			return true
-		}
-	}
-	for _, c := range b {
-		if c >= 0x80 {
-			return true
-		}
-	}
-	return false
+	return !envelope.SevenBit(h), true
 }
 
 // open returns the content from its start, checked.

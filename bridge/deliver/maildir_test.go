@@ -135,7 +135,7 @@ func TestMaildirTrouble(t *testing.T) {
 	// Content that is not what it was leaves nothing behind.
 	disk := durabletest.New()
 	tr := open(t, "maildir:/m/%u", Options{FS: disk, Hostname: "h"})
-	big := []byte(strings.Repeat("0123456789abcdef\r\n", smallContent/16))
+	big := []byte(strings.Repeat("0123456789abcdef\r\n", SmallContent/16))
 	m = rawMail("a@x", big, "ana@y")
 	m.Open = func() (io.ReadCloser, error) { return &reader{append([]byte("X"), big[1:]...), len(big), io.EOF}, nil }
 	check(t, tr, m, "0 pending 4.3.0 stored content does not match its checksum [corrupt]")

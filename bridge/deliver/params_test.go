@@ -174,7 +174,7 @@ func TestSurvey(t *testing.T) {
 			{"a", "\xe9", false, true}, {"\xe9", "a", true, true}, {"a", "a", false, false},
 		} {
 			head := "X: " + strings.Repeat("x", pad) + "\r\nY: " + c.header + "\r\n\r\n"
-			text := head + strings.Repeat("y", smallContent) + c.body
+			text := head + strings.Repeat("y", SmallContent) + c.body
 			for _, nohead := range []bool{false, true} {
 				b, h8 := text, c.h8
 				if nohead {
