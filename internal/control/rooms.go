@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rooms are the working directories of jobs: dir/ID, by the job that one was made for. One that a program has left as it
-// found it is kept for the next job of the same handler: to make and remove one costs as much as starting a program.
+// rooms are the working directories of jobs: dir/ID, or dir/ID.RANDOM, by the job that one was made for. One that a
+// program has left as it found it is kept for the next job of the same handler: to make and remove one costs as much as
+// starting a program.
 type rooms struct {
 	dir string
 
@@ -24,9 +25,10 @@ type rooms struct {
 
 // room is one of them.
 type room struct {
-	path string
-	made time.Time
-	was  roomState
+	path  string
+	made  time.Time
+	taken time.Time // by the last job
+	was   roomState
 }
 
 // roomState is what a program cannot change without a trace.
@@ -37,7 +39,7 @@ type roomState struct {
 }
 
 // settled is the age from which a directory shows every change by its time: file systems count that in ticks of the
-// clock, some in whole seconds.
+// clock, some in whole seconds, and what happens in the tick in which it was made does not show.
 func (s *roomState) settled() time.Duration {
 	if s.changed.Nsec%int64(time.Millisecond) != 0 {
 		return 50 * time.Millisecond
@@ -53,6 +55,7 @@ func (r *rooms) take(handler, id string) (*room, error) {
 		w := kept[len(kept)-1]
 		r.kept[handler] = kept[:len(kept)-1]
 		if w.untouched() { // still: a process may have left its group before the job ended, and not the room
+			w.taken = time.Now()
 			return w, nil
 		}
 		os.RemoveAll(w.path)
@@ -64,9 +67,10 @@ func (r *rooms) take(handler, id string) (*room, error) {
 		r.swept = true
 	}
 	w := &room{path: filepath.Join(r.dir, id), made: time.Now()}
+	w.taken = w.made
 	err := os.Mkdir(w.path, 0o700)
-	if errors.Is(err, fs.ErrExist) { // of an earlier try, whose end the disk did not let us see
-		err = errors.Join(os.RemoveAll(w.path), os.Mkdir(w.path, 0o700))
+	if errors.Is(err, fs.ErrExist) { // made for an earlier try: another job may be in it now
+		w.path, err = os.MkdirTemp(r.dir, id+".")
 	}
 	if err == nil {
 		w.was, err = lookAt(w.path)
@@ -94,7 +98,7 @@ func (w *room) untouched() bool {
 	if err != nil || now != w.was {
 		return false
 	}
-	return time.Since(w.made) > w.was.settled() || isEmpty(w.path)
+	return w.taken.Sub(w.made) > w.was.settled() || isEmpty(w.path)
 }
 
 // sweep makes the folder of all, and removes what is left of those that a crash kept from being removed.

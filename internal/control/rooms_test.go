@@ -96,3 +96,59 @@ func TestRooms(t *testing.T) {
 		t.Error("a kept directory is still there after the end")
 	}
 }
+
+// TestRoomOfARetry: a job that comes again does not get, nor remove, the directory of its first try: another job is in it.
+func TestRoomOfARetry(t *testing.T) {
+	r := &rooms{dir: filepath.Join(t.TempDir(), "jobs")}
+	take := func(id string) *room {
+		t.Helper()
+		w, err := r.take("h", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	first := take("1")
+	r.give("h", first)
+	second := take("2")
+	if second != first {
+		t.Fatal("a new directory although one was kept")
+	}
+	x := filepath.Join(second.path, "x")
+	if err := os.WriteFile(x, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := take("1")
+	if _, err := os.Lstat(x); err != nil || again.path == second.path {
+		t.Errorf("%s is given to two jobs: %v", again.path, err)
+	}
+	r.give("h", again)
+	r.give("h", second)
+	if list, err := os.ReadDir(r.dir); err != nil || len(list) != 1 || filepath.Join(r.dir, list[0].Name()) != again.path {
+		t.Errorf("left: %v %v", list, err)
+	}
+}
+
+// TestRoomInOneTick: what a job leaves in the tick of the clock in which its directory was made does not show by the time
+// of that, however long the job goes on.
+func TestRoomInOneTick(t *testing.T) {
+	r := &rooms{dir: filepath.Join(t.TempDir(), "jobs")}
+	w, err := r.take("h", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.path, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.was, err = lookAt(w.path); err != nil { // as if the clock had not ticked
+		t.Fatal(err)
+	}
+	time.Sleep(w.was.settled() + 10*time.Millisecond)
+	r.give("h", w)
+	if w, err = r.take("h", "2"); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := os.ReadDir(w.path); err != nil || len(list) > 0 {
+		t.Errorf("the next job finds %v: %v", list, err)
+	}
+}
