@@ -137,6 +137,39 @@ func TestHeldBounds(t *testing.T) {
 	clean(t, s)
 }
 
+// TestAloneBehindALook: who must have no company gets none either when somebody who only looks stands before it.
+func TestAloneBehindALook(t *testing.T) {
+	s := open(t, t.TempDir(), Options{Free: plenty})
+	in, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 3)
+	go func() {
+		done <- s.Apply(func(tx *Tx) error {
+			close(in)
+			<-goOn
+			return tx.Add(mail(nil, "node:a"), nil)
+		})
+	}()
+	<-in
+	c := &checker{s: s}
+	for i, r := range []*request{
+		{peek: func(*Tx) error { return nil }},
+		{alone: true, fn: c.counts},
+	} {
+		go func() { done <- s.submit(s.requests, r) }()
+		for len(s.requests) <= i {
+			syscall.Select(0, nil, nil, nil, &syscall.Timeval{Usec: 1000})
+		}
+	}
+	close(goOn)
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if len(c.rep.Problems) > 0 {
+		t.Errorf("counts while a commit is under way: %v", c.rep.Problems)
+	}
+}
+
 // TestHeldApplyRace: whoever looks, in whatever way, beside any others, sees what was acknowledged before.
 func TestHeldApplyRace(t *testing.T) {
 	dir := t.TempDir()

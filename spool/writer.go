@@ -228,6 +228,10 @@ func (s *Spool) commit(r *request) (next *request) {
 	ok := make([]*request, 0, 64)
 	full := r.alone
 	for r != nil {
+		if r.alone && !full { // it has company already
+			next = r
+			break
+		}
 		if r.fn == nil {
 			looks = append(looks, r)
 			r = s.more(len(ok), b, full)
@@ -250,10 +254,7 @@ func (s *Spool) commit(r *request) (next *request) {
 			}
 		}
 		b.wrote = b.wrote || before
-		if r = s.more(len(ok), b, full); r != nil && r.alone {
-			next = r
-			break
-		}
+		r = s.more(len(ok), b, full)
 	}
 	s.finish(b, ok)
 	return next
