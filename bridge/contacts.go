@@ -267,8 +267,9 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 
 // DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
 func (b *Bridge) DueFor(c *Contact) bool {
+	now := b.now()
 	for _, q := range b.spool.Dests() {
-		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) && !b.givesWay(c.Node, n, q) {
+		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) && !b.givesWay(c.Node, n, q, now) {
 			return true
 		}
 	}
@@ -277,7 +278,7 @@ func (b *Bridge) DueFor(c *Contact) bool {
 			return true
 		}
 	}
-	for _, n := range b.jobs.Due(b.now()) {
+	for _, n := range b.jobs.Due(now) {
 		if b.leads(c, n) {
 			return true
 		}

@@ -38,8 +38,9 @@ type desk struct {
 	pinch     int64 // bundles are made no larger than this, since the last one did not fit; 0: they do
 	ready     []*transport.Packet
 	resend    []resend
-	aside     []spool.Ref // leased, but not to be had: given back when it ends
-	larger    bool        // something due is too big for this contact
+	aside     []spool.Ref              // leased, but not to be had: given back when it ends
+	larger    bool                     // something due is too big for this contact
+	took      map[envelope.NodeID]bool // what is due for these it need not leave to others any more
 	spent     int64
 	owing     time.Time // when the last packet of mere receipts left
 	sent      map[transport.ID][]*spool.Item
@@ -84,7 +85,8 @@ func isLocal(carrier string) bool { return strings.HasPrefix(carrier, "dir:") }
 // openDesk prepares a contact with a neighbour.
 func (b *Bridge) openDesk(c *Contact) *desk {
 	d := &desk{b: b, node: c.Node, carrier: PublicURL(c.URL), live: isLive(c.URL), contact: c, began: b.now(),
-		more: make(chan struct{}, 1), welcomed: make(chan struct{}), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{}}
+		more: make(chan struct{}, 1), welcomed: make(chan struct{}), sent: map[transport.ID][]*spool.Item{}, told: map[[8]byte]bool{},
+		took: map[envelope.NodeID]bool{}}
 	b.mu.Lock()
 	b.desks[d] = struct{}{}
 	b.mu.Unlock()
@@ -197,7 +199,7 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 		progress := false
 		for _, q := range d.b.spool.Dests() {
 			node, ok := q.Node()
-			if !ok || !d.serves(node) || !d.asked && d.b.givesWay(d.node, node, q) {
+			if !ok || !d.serves(node) || !d.asked && !d.took[node] && d.b.givesWay(d.node, node, q, d.began) {
 				continue
 			}
 			got, err := d.pack(q, node)
@@ -205,8 +207,9 @@ func (d *desk) Next(ctx context.Context) (*transport.Packet, error) {
 				return nil, err
 			}
 			if got {
-				if node != d.node && len(d.ready) > 0 {
-					d.b.gave(d.node, node)
+				if len(d.ready) > 0 {
+					d.took[node] = true
+					d.b.gave(d.node, node, d.larger)
 				}
 				progress = true
 				break

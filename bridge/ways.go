@@ -22,6 +22,7 @@ type ways struct {
 	mu    sync.Mutex
 	given map[envelope.NodeID]time.Time // neighbour → when it was handed the first thing that it said nothing since
 	left  map[envelope.NodeID]time.Time // destination → since when something is due that was left to others
+	again *time.Timer                   // until the next head start is over; nil: none has begun
 }
 
 // takeTurns changes places, by chance, among contacts that lead to the same node by different neighbours. A process that
@@ -43,14 +44,16 @@ func (b *Bridge) takeTurns(contacts []*Contact) {
 	}
 }
 
-// gave notes that a neighbour was handed something for a node beyond it.
-func (b *Bridge) gave(by, to envelope.NodeID) {
-	silent := b.silent(by)
+// gave notes that a neighbour was handed something for the node to. passed: not what was too big for it.
+func (b *Bridge) gave(by, to envelope.NodeID, passed bool) {
+	heard := b.ses.heardOf(by)
 	b.ways.mu.Lock()
 	defer b.ways.mu.Unlock()
-	delete(b.ways.left, to)
-	if silent {
-		return
+	if !passed {
+		delete(b.ways.left, to)
+	}
+	if at, ok := b.ways.given[by]; by == to || ok && !heard.After(at) {
+		return // it relays nothing, or owes an answer for longer
 	}
 	if b.ways.given == nil {
 		b.ways.given = map[envelope.NodeID]time.Time{}
@@ -58,24 +61,25 @@ func (b *Bridge) gave(by, to envelope.NodeID) {
 	b.ways.given[by] = b.now()
 }
 
-// silent reports whether a neighbour was handed something to relay, and not heard of since.
-func (b *Bridge) silent(n envelope.NodeID) bool {
+// silent reports whether a neighbour was handed something to relay before a time, and not heard of since.
+func (b *Bridge) silent(n envelope.NodeID, before time.Time) bool {
 	heard := b.ses.heardOf(n)
 	b.ways.mu.Lock()
 	defer b.ways.mu.Unlock()
 	at, ok := b.ways.given[n]
-	return ok && !heard.After(at)
+	return ok && at.Before(before) && !heard.After(at)
 }
 
-// givesWay reports whether a neighbour leaves to others what is due for the node to, the destination q.
-func (b *Bridge) givesWay(by, to envelope.NodeID, q spool.Dest) bool {
-	if by == to || !b.silent(by) {
-		return false
-	}
-	if !slices.ContainsFunc(b.Policy().paths(to), func(n envelope.NodeID) bool { return n != by && !b.silent(n) && b.within(n) }) {
+// givesWay reports whether a neighbour leaves to others what is due for the node to, the destination q, in a contact
+// that began at a time: what it was handed in this contact it need not have answered for.
+func (b *Bridge) givesWay(by, to envelope.NodeID, q spool.Dest, began time.Time) bool {
+	if by == to || !b.silent(by, began) {
 		return false
 	}
 	due, now := b.spool.DueNow(q), b.now()
+	if !slices.ContainsFunc(b.Policy().paths(to), func(n envelope.NodeID) bool { return n != by && !b.silent(n, now) && b.within(n) }) {
+		return false
+	}
 	b.ways.mu.Lock()
 	defer b.ways.mu.Unlock()
 	if !due {
@@ -87,11 +91,28 @@ func (b *Bridge) givesWay(by, to envelope.NodeID, q spool.Dest) bool {
 		if b.ways.left == nil {
 			b.ways.left = map[envelope.NodeID]time.Time{}
 		}
+		since = now
 		b.ways.left[to] = now
-		return true
 	}
 	age := now.Sub(since)
-	return age >= 0 && age < headStart
+	if age < 0 || age >= headStart {
+		return false
+	}
+	b.lookAgain(headStart - age)
+	return true
+}
+
+// lookAgain has contacts looked at when a head start is over: nothing else may happen by then. The mutex is held.
+func (b *Bridge) lookAgain(in time.Duration) {
+	if b.ways.again != nil {
+		return
+	}
+	b.ways.again = time.AfterFunc(in, func() {
+		b.ways.mu.Lock()
+		b.ways.again = nil
+		b.ways.mu.Unlock()
+		b.kickContacts()
+	})
 }
 
 // within reports whether a neighbour is within reach: there was a contact just now, or the last one was good and the next

@@ -1,7 +1,9 @@
 package bridge
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -95,4 +97,58 @@ func TestDeadRelay(t *testing.T) {
 	delete(a.b.heard, alive.keys.ID())
 	a.b.mu.Unlock()
 	due("the other one is away", true, true)
+}
+
+// TestCourierTakesAll: a neighbour takes all that is due in the contact in which it is its turn, and not just the first
+// packet; and what is too big for the others does not wait because they take what is small.
+func TestCourierTakesAll(t *testing.T) {
+	l := newLab(t)
+	a, courier, other, c := l.node("alpha"), l.node("courier"), l.node("other"), l.node("gamma")
+	for _, r := range []*node{courier, other} {
+		a.knows(r, "dir:a-"+r.name)
+		a.knows(c, "", r)
+	}
+	big := strings.Repeat(strings.Repeat("x", 70)+"\r\n", 20<<10)
+	send := func(text string) {
+		a.submit("ana@alpha.example", "bob@gamma.example", "Subject: x\r\n\r\n"+text)
+	}
+	visit := func(what string, by *Contact, want int) {
+		t.Helper()
+		if _, n, err := a.b.contactOnce(context.Background(), by, false); err != nil || n != want {
+			t.Errorf("%s: a contact took %d mails, want %d: %v", what, n, want, err)
+		}
+	}
+	toCourier, toOther := a.pol.Contacts[0], a.pol.Contacts[1]
+	visit("nothing is due", toOther, 0)
+	for range 3 {
+		send(big)
+	}
+	visit("nobody owes an answer", toCourier, 3)
+
+	l.jump(time.Second, a)
+	for range 3 {
+		send(big)
+	}
+	visit("it is silent", toCourier, 0)
+	a.b.ways.mu.Lock()
+	if a.b.ways.again == nil {
+		t.Error("nobody looks again when the head start is over")
+	}
+	a.b.ways.mu.Unlock()
+	l.jump(headStart, a)
+	visit("nobody else took it", toCourier, 3)
+
+	toOther.MaxPacket = 100 << 10
+	l.jump(time.Second, a)
+	send(big)
+	for range headStart / (10 * time.Second) {
+		visit("the head start goes on", toCourier, 0)
+		send("small\r\n")
+		visit("what is small", toOther, 1)
+		a.b.ways.mu.Lock()
+		delete(a.b.ways.given, other.keys.ID()) // as if it had answered
+		a.b.ways.mu.Unlock()
+		l.jump(10*time.Second, a)
+	}
+	visit("the others cannot take it", toCourier, 1)
 }
