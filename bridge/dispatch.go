@@ -27,6 +27,7 @@ type dispatcher struct {
 
 	taking atomic.Int32 // callers that wait for their 250
 	rush   atomic.Int64 // until when there is a rush of them, in nanoseconds since start
+	rushed atomic.Int64 // since when there is
 }
 
 // place is one delivery target. Its fields belong to the dispatcher's mutex.
@@ -51,6 +52,8 @@ const (
 	rushBurst   = 2000                  // due legs of a place
 	rushEnds    = 5 * time.Millisecond  // after the last moment at which several waited
 	rushPause   = 10 * time.Millisecond // until workers that were not started are thought of again
+	rushMost    = 10 * time.Second      // what lasts longer is no burst
+	rushApart   = time.Second           // what follows sooner is the same rush
 )
 
 var dispatchStart = time.Now()
@@ -58,7 +61,11 @@ var dispatchStart = time.Now()
 // take commits what a caller is to get a 250 for.
 func (d *dispatcher) take(commit func(*spool.Tx) error) error {
 	if d.taking.Add(1) > 1 {
-		d.rush.Store(int64(time.Since(dispatchStart) + rushEnds))
+		now := int64(time.Since(dispatchStart))
+		if now > d.rush.Load()+int64(rushApart) {
+			d.rushed.Store(now)
+		}
+		d.rush.Store(now + int64(rushEnds))
 	}
 	defer d.taking.Add(-1)
 	return d.b.spool.Apply(commit)
@@ -67,7 +74,8 @@ func (d *dispatcher) take(commit func(*spool.Tx) error) error {
 // limit is how many workers a place may have now.
 func (d *dispatcher) limit(q spool.Dest) (n int, rush bool) {
 	n = d.b.Policy().Limits.Deliveries
-	if n <= rushWorkers || int64(time.Since(dispatchStart)) >= d.rush.Load() || d.b.spool.DueCount(q) >= rushBurst {
+	now := int64(time.Since(dispatchStart))
+	if n <= rushWorkers || now >= d.rush.Load() || now-d.rushed.Load() >= int64(rushMost) || d.b.spool.DueCount(q) >= rushBurst {
 		return n, false
 	}
 	return rushWorkers, true

@@ -69,6 +69,7 @@ func TestRush(t *testing.T) {
 		until := int64(0)
 		if on {
 			until = 1 << 62
+			out.rushed.Store(int64(time.Since(dispatchStart)))
 		}
 		out.rush.Store(until)
 	}
@@ -115,6 +116,28 @@ func TestTakeCountsCallers(t *testing.T) {
 	}
 	if out.rush.Load() == 0 {
 		t.Error("two callers at once are no rush")
+	}
+	if _, rush := out.limit("via:x"); !rush && time.Duration(out.rush.Load()) > time.Since(dispatchStart) {
+		t.Error("it has not begun")
+	}
+	out.rush.Store(1 << 62)
+	out.rushed.Add(-int64(rushMost))
+	if _, rush := out.limit("via:x"); rush {
+		t.Error("a stream that lasts is held up")
+	}
+	out.rush.Store(int64(time.Since(dispatchStart)))
+	if err := take(); err != nil {
+		t.Fatal(err)
+	}
+	if _, rush := out.limit("via:x"); rush {
+		t.Error("a stream that pauses for a moment is held up")
+	}
+	out.rush.Store(int64(time.Since(dispatchStart) - 2*rushApart))
+	if err := take(); err != nil {
+		t.Fatal(err)
+	}
+	if _, rush := out.limit("via:x"); !rush && time.Duration(out.rush.Load()) > time.Since(dispatchStart) {
+		t.Error("no rush after a quiet while")
 	}
 	out.taking.Add(-1)
 	eventually(t, "the end of the rush", func() bool { _, rush := out.limit("via:x"); return !rush })
