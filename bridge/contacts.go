@@ -181,7 +181,7 @@ func (b *Bridge) shouldStart(ctx context.Context, c *Contact, now time.Time) (st
 	switch {
 	case poked:
 	case interval > 0 && now.Sub(last) >= interval:
-	case (c.When.Always || len(c.When.Windows) > 0) && b.DueFor(c):
+	case (c.When.Always || len(c.When.Windows) > 0) && b.DueFor(c, false):
 	default:
 		if interval > 0 {
 			return false, max(interval-now.Sub(last), time.Millisecond)
@@ -265,11 +265,12 @@ func (b *Bridge) watch(ctx context.Context, s *contactState) {
 	}()
 }
 
-// DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed.
-func (b *Bridge) DueFor(c *Contact) bool {
+// DueFor reports whether there is something to hand over in this contact: packets, or receipts that are owed. asked: as in
+// Meet.
+func (b *Bridge) DueFor(c *Contact, asked bool) bool {
 	now := b.now()
 	for _, q := range b.spool.Dests() {
-		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) && !b.givesWay(c.Node, n, q, now) {
+		if n, ok := q.Node(); ok && b.leads(c, n) && b.spool.DueNow(q) && (asked || !b.givesWay(c.Node, n, q, now)) {
 			return true
 		}
 	}
@@ -431,23 +432,16 @@ type SyncResult struct {
 	Err       error
 }
 
-// Sync makes the given contacts now, one after the other, whatever their timetable says; with none given, all that
-// are not manual or on call. A contact that is under way already is waited for. ctx ends it after a contact.
+// Sync makes the given contacts now, one after the other, whatever their timetable says; with none given, the usual ones.
+// A contact that is under way already is waited for. ctx ends it after a contact.
 func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
 	asked := len(contacts) > 0
 	if !asked {
-		for _, c := range b.Policy().Contacts {
-			if !c.When.OnCall && !c.Paused && c.URL != "" {
-				contacts = append(contacts, c)
-			}
-		}
-	}
-	if !asked {
-		b.takeTurns(contacts)
+		contacts = b.Usual()
 	}
 	var out []SyncResult
 	for _, c := range contacts {
-		out = append(out, b.syncOne(ctx, c, asked))
+		out = append(out, b.Meet(ctx, c, asked))
 		if ctx.Err() != nil {
 			break
 		}
@@ -455,8 +449,21 @@ func (b *Bridge) Sync(ctx context.Context, contacts []*Contact) []SyncResult {
 	return out
 }
 
-// syncOne makes one contact of Sync.
-func (b *Bridge) syncOne(ctx context.Context, c *Contact, asked bool) (r SyncResult) {
+// Usual lists the contacts of a sync that names none: all that are not on call nor paused. Those that lead to the same node
+// take turns.
+func (b *Bridge) Usual() (contacts []*Contact) {
+	for _, c := range b.Policy().Contacts {
+		if !c.When.OnCall && !c.Paused && c.URL != "" {
+			contacts = append(contacts, c)
+		}
+	}
+	b.takeTurns(contacts)
+	return contacts
+}
+
+// Meet makes one contact now, when one that is under way has ended. asked: somebody asked for just this one, so that it
+// gives way to no other (ways.go).
+func (b *Bridge) Meet(ctx context.Context, c *Contact, asked bool) (r SyncResult) {
 	r = SyncResult{Node: c.NodeName, Carrier: PublicURL(c.URL)}
 	for !b.begin(c) {
 		select {

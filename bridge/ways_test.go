@@ -35,7 +35,7 @@ func TestDeadRelay(t *testing.T) {
 	}
 	due := func(what string, atDead, atAlive bool) {
 		t.Helper()
-		if d, v := a.b.DueFor(toDead), a.b.DueFor(toAlive); d != atDead || v != atAlive {
+		if d, v := a.b.DueFor(toDead, false), a.b.DueFor(toAlive, false); d != atDead || v != atAlive {
 			t.Errorf("%s: due at the dead relay: %v (want %v), at the other: %v (want %v)", what, d, atDead, v, atAlive)
 		}
 	}

@@ -23,6 +23,7 @@ const settleTime = 20 * time.Second
 type target struct {
 	contact *bridge.Contact
 	folder  bool
+	asked   bool // for by name
 }
 
 // sync is POST /v1/sync: make the contacts, one after the other, and report each.
@@ -36,6 +37,7 @@ func (n *Node) sync(ctx context.Context, q SyncRequest, report func(SyncLine) er
 		return err
 	}
 	for _, t := range targets {
+		t.asked = len(q.Targets) > 0
 		line := n.syncOne(ctx, t)
 		if err := report(line); err != nil {
 			return err
@@ -65,11 +67,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		return n.visit(ctx, t, line)
 	}
 	for round := 0; round < syncRounds; round++ {
-		rs := n.bridge.Sync(ctx, []*bridge.Contact{t.contact})
-		if len(rs) == 0 {
-			break
-		}
-		r := rs[0]
+		r := n.bridge.Meet(ctx, t.contact, t.asked)
 		line.add(r.Stats)
 		if r.Err != nil {
 			line.Error, line.Hint = r.Err.Error(), n.adviceFor(t.contact.URL, r.Err)
@@ -77,7 +75,7 @@ func (n *Node) syncOne(ctx context.Context, t target) SyncLine {
 		}
 		n.settle(ctx)
 		line.Delivered = int(n.delivered.Load() - before)
-		if r.Err != nil || !t.folder || r.Stats.PacketsIn == 0 && round > 0 || !n.bridge.DueFor(t.contact) {
+		if r.Err != nil || !t.folder || r.Stats.PacketsIn == 0 && round > 0 || !n.bridge.DueFor(t.contact, t.asked) {
 			break
 		}
 	}
@@ -161,10 +159,7 @@ func (n *Node) targets(ctx context.Context, names []string) ([]target, error) {
 	}
 	if len(names) == 0 {
 		seen := map[string]bool{}
-		for _, c := range n.bridge.Policy().Contacts {
-			if c.When.OnCall || c.Paused || c.URL == "" {
-				continue
-			}
+		for _, c := range n.bridge.Usual() {
 			add(c)
 			if f, _ := folderOf(c.URL); f != nil && !seen[c.URL] {
 				seen[c.URL] = true

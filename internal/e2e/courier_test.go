@@ -113,3 +113,35 @@ func TestStickUnit(t *testing.T) {
 		t.Logf("systemd-analyze has other troubles: %v: %s", err, out)
 	}
 }
+
+// TestSyncDrawsLots: where two sticks lead to one node, a sync that names none does not always give it all to the first one,
+// which may never come back.
+func TestSyncDrawsLots(t *testing.T) {
+	t.Parallel()
+	camp := newNode(t, "camp", "")
+	conf := ""
+	var sticks []string
+	for _, name := range []string{"ada", "bob"} {
+		stick := t.TempDir()
+		sticks = append(sticks, stick)
+		conf += fmt.Sprintf("[[contact]]\nnode = %q\nreaches = [\"hub\"]\ncarrier = %q\nwhen = \"manual\"\n", name, "dir:"+stick)
+		camp.knows(newNode(t, name, ""), control.PeerAdd{})
+	}
+	camp.knows(newNode(t, "hub", ""), control.PeerAdd{})
+	camp.configure(conf)
+	lying := func(stick string) int {
+		list, err := filepath.Glob(filepath.Join(stick, "mochila", "*", "*", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	for i := range 20 {
+		camp.submit(fmt.Sprintf("Subject: %d\n\nx\n", i), "-f", "eve@camp.mochila", "ana@hub.mochila")
+		camp.must("sync")
+		if lying(sticks[0]) > 1 && lying(sticks[1]) > 1 {
+			return
+		}
+	}
+	t.Errorf("on the sticks: %d and %d", lying(sticks[0]), lying(sticks[1]))
+}
