@@ -12,17 +12,20 @@ type mailbox struct {
 	start, end int
 }
 
+// boxes is the memory of parseList.
+type boxes struct{ out, words [4]mailbox }
+
 // ParseList reads the addresses of an RFC 5322 list as people write them: display names, comments, groups and source
 // routes are dropped, the quotes of local parts are kept, and the words of an entry without angle brackets are
 // several addresses when each of them has an "@". Empty entries and "<>" are skipped. Addresses need no domain. An
 // entry that cannot be read is an error: to leave it out would lose mail.
 func ParseList(s string) ([]string, error) {
-	boxes, err := parseList(nil, s)
+	found, err := parseList(new(boxes), s)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]string, len(boxes))
-	for i, m := range boxes {
+	out := make([]string, len(found))
+	for i, m := range found {
 		out[i] = m.addr
 	}
 	return out, nil
@@ -40,10 +43,9 @@ type scanner struct {
 	glue bool // the word ends in "@" or ".": what follows belongs to it, even behind a blank
 }
 
-// parseList appends the addresses of a list to dst.
-func parseList(dst []mailbox, s string) ([]mailbox, error) {
-	var room [4]mailbox
-	p := scanner{s: s, out: dst, words: room[:0], word: mailbox{start: -1}, angle: mailbox{start: -1}}
+// parseList returns the addresses of a list. They are in room while that is not used again.
+func parseList(room *boxes, s string) ([]mailbox, error) {
+	p := scanner{s: s, out: room.out[:0], words: room.words[:0], word: mailbox{start: -1}, angle: mailbox{start: -1}}
 	for i := 0; i < len(s); {
 		n, err := p.step(i)
 		if err != nil {

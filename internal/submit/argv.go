@@ -49,11 +49,10 @@ const (
 // eximArgs are the -oM options that Exim lets stand apart from their value.
 var eximArgs = [...]string{"Ma", "Maa", "Mai", "Mas", "Mi", "Mm", "Mr", "Ms", "Mt"}
 
-// ParseArgs reads a command line of sendmail(1). name is argv[0] and chooses the defaults of mailq, newaliases, rmail,
+// parse reads a command line of sendmail(1). name is argv[0] and chooses the defaults of mailq, newaliases, rmail,
 // rsmtp and runq. As everywhere, flags end at the first argument that is not one, or at "--". Flags that only tune
 // other mail systems are accepted; unknown ones are a fault with ExUsage.
-func ParseArgs(name string, args []string) (*Options, *Fault) {
-	o := &Options{}
+func (o *Options) parse(name string, args []string) *Fault {
 	for i := len(name) - 1; i >= 0; i-- {
 		if name[i] == '/' {
 			name = name[i+1:]
@@ -89,11 +88,11 @@ func ParseArgs(name string, args []string) (*Options, *Fault) {
 		}
 		if f != nil {
 			f.Hint = "sendmail --help"
-			return nil, f
+			return f
 		}
 	}
 	o.Args = args
-	return o, nil
+	return nil
 }
 
 func (o *Options) long(flag string, args []string) ([]string, *Fault) {

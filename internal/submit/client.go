@@ -14,6 +14,7 @@ type socket struct {
 	fd   int
 	buf  []byte
 	r, w int
+	room [128]byte // buf, for most answers
 }
 
 // dial connects to the submission socket.
@@ -35,7 +36,10 @@ func (n *Node) dial() (*socket, error) {
 		syscall.Close(fd)
 		return nil, err
 	}
-	return &socket{fd: fd}, nil
+	s := &n.sock
+	s.fd, s.r, s.w = fd, 0, 0
+	s.buf = s.room[:]
+	return s, nil
 }
 
 // connect reaches paths that are too long for a socket address through their folder.

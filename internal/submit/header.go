@@ -51,6 +51,8 @@ type header struct {
 	// rest is the line that ended the header because it is none of it; it is the first line of the body.
 	rest    []byte
 	hasRest bool
+	boxes   boxes
+	line    [256]byte // one that sendmail makes
 }
 
 // read reads up to the blank line, the end of the message, or the first line that is no header line. Mailbox
@@ -142,7 +144,7 @@ func (h *header) recipients(dst []Recipient) ([]Recipient, error) {
 			continue
 		}
 		var err error
-		if dst, err = appendRecipients(dst, h.value(f)); err != nil {
+		if dst, err = appendRecipients(dst, &h.boxes, h.value(f)); err != nil {
 			return nil, fault(ExDataErr, "header field "+show(string(h.raw[f.start:f.value-1]))+": "+err.Error())
 		}
 	}
@@ -192,8 +194,7 @@ func (h *header) complete(w *writer, o origin) error {
 	if h.resent {
 		prefix, from, date, id = "Resent-", kResentFrom, kResentDate, kResentMessageID
 	}
-	var room [128]byte
-	b := room[:0]
+	b := h.line[:0]
 	if !h.have[id] {
 		b = append(append(b, prefix...), "Message-Id: "...)
 		b = append(o.messageID(b), '\n')
@@ -212,14 +213,12 @@ func (h *header) complete(w *writer, o origin) error {
 // writeFrom qualifies what cron writes: "From: root (Cron Daemon)".
 func (h *header) writeFrom(w *writer, f *field, o origin) error {
 	raw := h.raw[f.start:f.end]
-	var room [2]mailbox
-	boxes, err := parseList(room[:0], h.value(f))
+	boxes, err := parseList(&h.boxes, h.value(f))
 	if err != nil || len(boxes) != 1 || domainOf(boxes[0].addr) >= 0 {
 		return w.lines(raw)
 	}
 	at := int(f.value-f.start) + boxes[0].end
-	var line [256]byte
-	b := append(line[:0], raw[:at]...)
+	b := append(h.line[:0], raw[:at]...)
 	b = o.domain(append(b, '@'))
 	return w.lines(append(b, raw[at:]...))
 }

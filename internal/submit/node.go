@@ -7,29 +7,45 @@ type Node struct {
 	Socket   string // the submission socket of the daemon
 	Maildrop string // the folder that the daemon empties
 	disk     disk   // nil is the kernel's
+	sock     socket // to the daemon, one at a time
+	paths    [256]byte
+	joined   int // bytes of paths
 }
 
-// FindNode decides which node is meant: home when given, else $MOCHILA_HOME, else the machine's when /etc/mochila
+// join is a+b, in paths while that has room.
+func (n *Node) join(a, b string) string {
+	if len(a)+len(b) > len(n.paths)-n.joined {
+		return a + b
+	}
+	p := append(append(n.paths[n.joined:n.joined], a...), b...)
+	n.joined += len(p)
+	return view(p)
+}
+
+// find decides which node is meant: home when given, else $MOCHILA_HOME, else the machine's when /etc/mochila
 // exists or the caller is root, else the caller's own ~/.mochila.
-func FindNode(home string, getenv func(string) (string, bool)) (*Node, *Fault) {
+func (n *Node) find(home string, getenv func(string) (string, bool)) *Fault {
 	if home == "" {
 		home, _ = getenv("MOCHILA_HOME")
 	}
 	if home == "" {
 		var st syscall.Stat_t
 		if syscall.Geteuid() == 0 || syscall.Stat("/etc/mochila", &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-			return &Node{Socket: "/run/mochila/submit.sock", Maildrop: "/var/spool/mochila/maildrop"}, nil
+			n.Socket, n.Maildrop = "/run/mochila/submit.sock", "/var/spool/mochila/maildrop"
+			return nil
 		}
 		dir, _ := getenv("HOME")
 		if dir == "" {
 			dir = lookupUser(syscall.Getuid()).home
 		}
 		if dir == "" {
-			return nil, &Fault{Code: ExConfig, Text: "cannot find a node: neither /etc/mochila nor a home directory exists", Hint: "mochila init NAME"}
+			return &Fault{Code: ExConfig, Text: "cannot find a node: neither /etc/mochila nor a home directory exists", Hint: "mochila init NAME"}
 		}
 		home = dir + "/.mochila"
 	}
-	return &Node{Socket: home + "/run/submit.sock", Maildrop: home + "/spool/maildrop"}, nil
+	n.Socket = n.join(home, "/run/submit.sock")
+	n.Maildrop = n.join(home, "/spool/maildrop")
+	return nil
 }
 
 // DomainFile is the file in a maildrop in which the daemon leaves what sendmail must know without it: the domain for
@@ -40,7 +56,7 @@ const DomainFile = "domain"
 // owner counts.
 func (n *Node) settings(room []byte) (domain, size string) {
 	var dir, st syscall.Stat_t
-	file := n.Maildrop + "/" + DomainFile
+	file := n.join(n.Maildrop, "/"+DomainFile)
 	if syscall.Lstat(n.Maildrop, &dir) != nil || syscall.Lstat(file, &st) != nil || st.Uid != dir.Uid || st.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return "", ""
 	}

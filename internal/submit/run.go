@@ -5,13 +5,17 @@ import (
 	"syscall"
 )
 
-// Env is the process around one call of the command.
+// Env is the process around one call of the command. It is large: its memory is all that most calls need.
 type Env struct {
 	Args   []string // with the name of the command in front
 	Stdin  int      // file descriptors
 	Stdout int
 	Stderr int
 	Getenv func(string) (string, bool)
+
+	opt  Options
+	node Node
+	call call
 }
 
 const usage = `usage: sendmail [-t] [-i] [-f sender] [-F name] [-N never|success,failure,delay] [-R full|hdrs] [-V envid]
@@ -23,23 +27,30 @@ const usage = `usage: sendmail [-t] [-i] [-f sender] [-F name] [-N never|success
 // Run does one call of sendmail, mailq, newaliases, rmail or rsmtp, and returns the exit status. It may be called from
 // other programs; it neither exits nor touches anything but the descriptors and the node.
 func Run(e *Env) int {
+	if e == nil {
+		// Never so. But because of this array the runtime makes the stack large enough for all of the call at once. Else it
+		// would double it step by step, and each step fetches a handful of stacks of that size, with a page fault for each.
+		var room [20 << 10]byte
+		touch(&room)
+	}
 	if len(e.Args) == 0 {
 		e.Args = []string{"sendmail"}
 	}
-	o, f := ParseArgs(e.Args[0], e.Args[1:])
-	if f == nil {
-		if err := run(e, o); err != nil {
-			f = asFault(err, "submitting")
-		}
+	o := &e.opt
+	f := o.parse(e.Args[0], e.Args[1:])
+	if f != nil {
+		*o = Options{}
+	} else if err := run(e, o); err != nil {
+		f = asFault(err, "submitting")
 	}
-	if f != nil && f.Code == ExUnavailable && o != nil && (o.Proto == "rmail" || o.Proto == "bsmtp") {
+	if f != nil && f.Code == ExUnavailable && (o.Proto == "rmail" || o.Proto == "bsmtp") {
 		// Called by a mail server or by uuxqt, which keep the mail only for this status and bounce it for any other.
 		f.Code = ExTempFail
 	}
 	if f == nil {
 		return ExOK
 	}
-	if o == nil || !o.Quiet {
+	if !o.Quiet {
 		text := "sendmail: error: " + f.Text + "\n"
 		if f.Hint != "" {
 			text += "hint: " + f.Hint + "\n"
@@ -48,6 +59,9 @@ func Run(e *Env) int {
 	}
 	return f.Code
 }
+
+//go:noinline
+func touch(b *[20 << 10]byte) { b[0] = 1 }
 
 func run(e *Env, o *Options) error {
 	switch o.Mode {
@@ -60,8 +74,8 @@ func run(e *Env, o *Options) error {
 	case ModeDaemon:
 		return daemon(o)
 	}
-	node, f := FindNode(o.Home, e.Getenv)
-	if f != nil {
+	node := &e.node
+	if f := node.find(o.Home, e.Getenv); f != nil {
 		return f
 	}
 	switch o.Mode {
@@ -72,7 +86,7 @@ func run(e *Env, o *Options) error {
 	case ModeFlush:
 		return node.ask(VerbFlush, &Mail{Site: o.Site}, e.Stdout)
 	case ModeVerify:
-		rcpts, err := argRecipients(nil, o)
+		rcpts, err := argRecipients(nil, new(boxes), o)
 		if err != nil {
 			return err
 		}
@@ -87,27 +101,26 @@ func run(e *Env, o *Options) error {
 }
 
 // appendRecipients reads a list of addresses.
-func appendRecipients(dst []Recipient, list string) ([]Recipient, error) {
-	var room [4]mailbox
-	boxes, err := parseList(room[:0], list)
+func appendRecipients(dst []Recipient, room *boxes, list string) ([]Recipient, error) {
+	found, err := parseList(room, list)
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range boxes {
+	for _, m := range found {
 		dst = append(dst, Recipient{Addr: m.addr})
 	}
 	return dst, nil
 }
 
 // argRecipients appends the recipients in argv to dst.
-func argRecipients(dst []Recipient, o *Options) ([]Recipient, error) {
+func argRecipients(dst []Recipient, room *boxes, o *Options) ([]Recipient, error) {
 	for _, a := range o.Args {
 		if controls(a) {
 			return nil, fault(ExUsage, "recipient "+show(a)+" contains a control character")
 		}
 		n := len(dst)
 		var err error
-		if dst, err = appendRecipients(dst, a); err != nil {
+		if dst, err = appendRecipients(dst, room, a); err != nil {
 			return nil, fault(ExUsage, err.Error())
 		}
 		if len(dst) == n {
@@ -143,11 +156,12 @@ const (
 
 // message reads one message from stdin and submits it.
 func message(e *Env, o *Options, node *Node) error {
-	c := &call{env: e, opt: o, node: node}
+	c := &e.call
+	c.env, c.opt, c.node = e, o, node
 	m := &c.mail
 	*m = Mail{Owner: !o.HasSender, Sender: o.Sender, Ret: o.Ret, EnvID: o.EnvID, Body: o.Body, Proto: o.Proto}
 	var err error
-	if m.Recipients, err = argRecipients(c.room[:0], o); err != nil {
+	if m.Recipients, err = argRecipients(c.room[:0], &c.header.boxes, o); err != nil {
 		return err
 	}
 	if len(m.Recipients) == 0 && !o.Extract {

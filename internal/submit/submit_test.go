@@ -88,11 +88,11 @@ func FuzzParseList(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		boxes, err := parseList(nil, s)
+		found, err := parseList(new(boxes), s)
 		if err != nil {
 			return
 		}
-		for _, m := range boxes {
+		for _, m := range found {
 			if err := CheckAddr(m.addr); err != nil {
 				t.Fatalf("%q: %v", s, err)
 			}
