@@ -8,6 +8,9 @@ LDFLAGS   = -s -w -X main.version=$(VERSION)
 # sendmail lives for a millisecond: its runtime neither samples allocations nor preempts, nor asks twice how many processors
 # there are. Without that it runs as well, for some percent more processor time.
 BRIEF     = memprofilerate=0,profstackdepth=0,asyncpreemptoff=1,updatemaxprocs=0
+# Nor does it live to see a garbage collection, and the former collector has one page to touch less for each size of object:
+# 17 page faults of 205. Where Go does not know that setting any more, this is empty.
+SHORT     = $(shell GOEXPERIMENT=nogreenteagc $(GO) env GOEXPERIMENT 2>/dev/null)
 LIBEXEC   = $(DESTDIR)$(PREFIX)/lib/mochila
 # The packages where goroutines share state; of the engine and the spool, the tests that are about that.
 RACE      = ./smtpd/... ./transport ./bridge/deliver ./internal/submit/... ./internal/seal ./spool/maildrop
@@ -23,8 +26,8 @@ SOAKTIME ?= 12h
 build: export CGO_ENABLED = 0
 build:
 	mkdir -p bin/.linked
-	$(GO) build -trimpath -ldflags "$(LDFLAGS)" \
-		-ldflags "mochila/cmd/sendmail=$(LDFLAGS) -X runtime.godebugDefault=$(BRIEF)" -o bin/.linked/ ./cmd/...
+	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/.linked/ ./cmd/mochila
+	GOEXPERIMENT=$(SHORT) $(GO) build -trimpath -ldflags "$(LDFLAGS) -X runtime.godebugDefault=$(BRIEF)" -o bin/.linked/ ./cmd/sendmail
 	install -m 0755 bin/.linked/* bin/
 	rm -r bin/.linked
 
