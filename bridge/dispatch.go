@@ -68,7 +68,7 @@ func (d *dispatcher) take(commit func(*spool.Tx) error) error {
 		d.rush.Store(now + int64(rushEnds))
 	}
 	defer d.taking.Add(-1)
-	return d.b.spool.Apply(commit)
+	return d.b.spool.ApplyHere(commit)
 }
 
 // limit is how many workers a place may have now.

@@ -114,10 +114,10 @@ func (m *model) leg() Leg {
 // addSome adds a few items at once, each through its own Apply, some of which fail after having written.
 func (m *model) addSome() {
 	type one struct {
-		it   *Item
-		data []byte
-		fail bool
-		err  error
+		it         *Item
+		data       []byte
+		fail, here bool
+		err        error
 	}
 	var all []*one
 	for range 1 + m.r.Intn(8) {
@@ -133,7 +133,7 @@ func (m *model) addSome() {
 		for range 1 + m.r.Intn(3) {
 			it.Legs = append(it.Legs, m.leg())
 		}
-		all = append(all, &one{it: it, data: data, fail: m.r.Intn(5) == 0})
+		all = append(all, &one{it: it, data: data, fail: m.r.Intn(5) == 0, here: m.r.Intn(2) == 0})
 	}
 	var wg sync.WaitGroup
 	for _, x := range all {
@@ -147,7 +147,11 @@ func (m *model) addSome() {
 			if x.err = b.Finish(); x.err != nil {
 				return
 			}
-			x.err = m.s.Apply(func(tx *Tx) error {
+			apply := m.s.Apply
+			if x.here {
+				apply = m.s.ApplyHere
+			}
+			x.err = apply(func(tx *Tx) error {
 				if err := tx.Add(x.it, b); err != nil {
 					return err
 				}

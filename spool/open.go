@@ -84,6 +84,7 @@ func (s *Spool) start() error {
 	s.requests = make(chan *request, maxBatch)
 	s.soon = make(chan *request, maxBatch)
 	s.quit, s.stopped = make(chan struct{}), make(chan struct{})
+	s.timer, s.held.timer = time.NewTimer(soonWait), time.NewTimer(heldFor)
 	s.openBallast()
 	s.chores.start()
 	go s.write()

@@ -126,7 +126,10 @@ type Spool struct {
 
 	requests chan *request
 	soon     chan *request
-	waiting  []*request    // callers of ApplySoon; the writer's own
+	turn     sync.Mutex    // of who commits, the writer or a caller of ApplyHere; what is called the writer's is his
+	asked    atomic.Bool   // the writer waits for its turn
+	waiting  []*request    // callers of ApplySoon; the writer's
+	timer    *time.Timer   // of theirs
 	quit     chan struct{} // closed by Close
 	stopped  chan struct{} // closed when the writer has ended
 	broken   atomic.Pointer[error]

@@ -536,8 +536,11 @@ func TestApplySoon(t *testing.T) {
 		go func() {
 			defer wg.Done()
 			do := s.ApplySoon
-			if i%3 == 0 {
+			switch i % 3 {
+			case 0:
 				do = s.Apply
+			case 1:
+				do = s.ApplyHere
 			}
 			if err := do(func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) }); err != nil {
 				t.Error(err)
@@ -570,12 +573,16 @@ func TestClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	for range 16 {
+	for i := range 16 {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
+			apply := s.Apply
+			if i%2 == 0 {
+				apply = s.ApplyHere
+			}
 			for {
-				err := s.Apply(func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) })
+				err := apply(func(tx *Tx) error { return tx.Add(mail(nil, "node:a"), nil) })
 				if errors.Is(err, ErrClosed) {
 					return
 				}

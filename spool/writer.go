@@ -72,6 +72,22 @@ func (s *Spool) ApplySoon(fn func(*Tx) error) error { return s.send(s.soon, fn, 
 
 func (s *Spool) apply(fn func(*Tx) error, urgent bool) error { return s.send(s.requests, fn, urgent) }
 
+// ApplyHere is Apply for work that somebody outside waits for: when nobody commits, the caller does it itself, and saves two
+// threads the time to wake each other. The caller must hold no lock that OnDue or a function given to Apply may wait for.
+func (s *Spool) ApplyHere(fn func(*Tx) error) error {
+	if p := s.broken.Load(); p != nil {
+		return *p
+	}
+	r := &request{fn: fn}
+	if !s.lead() {
+		return s.submit(s.requests, r)
+	}
+	defer s.turn.Unlock()
+	r.reply = make(chan error, 1)
+	s.commits(r)
+	return <-r.reply
+}
+
 func (s *Spool) send(to chan<- *request, fn func(*Tx) error, urgent bool) error {
 	if p := s.broken.Load(); p != nil {
 		return *p
@@ -85,19 +101,44 @@ var errInside = errors.New("a function given to Apply or Peek asks the spool for
 // insideAfter is how long a request waits for the writer before that fault is thought of.
 var insideAfter = 10 * time.Second
 
-// inWriter tells whether the caller is the writer's goroutine.
+// inWriter tells whether the caller does the writer's work.
 func inWriter() bool {
 	stack := make([]byte, 64<<10)
-	return bytes.Contains(stack[:runtime.Stack(stack, false)], []byte("spool.(*Spool).write("))
+	stack = stack[:runtime.Stack(stack, false)]
+	return bytes.Contains(stack, []byte("spool.(*Spool).commit(")) || bytes.Contains(stack, []byte("spool.(*Spool).answer("))
+}
+
+// lead makes it the caller's turn, if nobody else has it or wants it.
+func (s *Spool) lead() bool { return len(s.requests) == 0 && !s.asked.Load() && s.turn.TryLock() }
+
+// serve does what needs no commit, without the writer if it is nobody's turn: a look, and beginning to wait for company.
+func (s *Spool) serve(r *request, soon bool) bool {
+	if r.fn != nil && !soon || !s.lead() {
+		return false
+	}
+	defer s.turn.Unlock()
+	if r.fn == nil {
+		s.answer(r)
+		return true
+	}
+	if len(s.waiting)+1 >= soonCount {
+		return false
+	}
+	s.wait(r)
+	return true
 }
 
 // submit hands a request to the writer and waits for its answer.
 func (s *Spool) submit(to chan<- *request, r *request) error {
 	r.reply = make(chan error, 1)
-	select {
-	case to <- r:
-	case <-s.quit:
-		return ErrClosed
+	if !s.serve(r, to == s.soon) {
+		select {
+		case to <- r:
+		case <-s.quit:
+			return ErrClosed
+		}
+	} else if r.fn == nil {
+		return <-r.reply
 	}
 	select {
 	case err := <-r.reply:
@@ -146,44 +187,59 @@ func (s *Spool) look(fn func(*bolt.Tx) error) error {
 // write is the writer goroutine; Close waits for it.
 func (s *Spool) write() {
 	defer close(s.stopped)
-	timer := time.NewTimer(soonWait)
-	defer timer.Stop()
-	s.held.timer = time.NewTimer(heldFor)
+	defer s.timer.Stop()
 	defer s.held.timer.Stop()
 	defer s.release()
 	for {
 		select {
 		case <-s.held.timer.C:
+			s.take()
 			s.release()
 		case r := <-s.requests:
-			s.commits(r, timer)
+			s.take()
+			s.commits(r)
 		case r := <-s.soon:
-			if len(s.waiting) == 0 {
-				timer.Reset(soonWait)
+			s.take()
+			if s.wait(r); len(s.waiting) >= soonCount {
+				s.commits(s.company())
 			}
-			s.waiting = append(s.waiting, r)
-			if len(s.waiting) >= soonCount {
-				s.commits(s.company(), timer)
-			}
-		case <-timer.C:
-			s.commits(s.company(), timer)
+		case <-s.timer.C:
+			s.take()
+			s.commits(s.company())
 		case <-s.quit:
+			s.take() // for good
 			for r := s.company(); r != nil; r = s.company() {
 				r.reply <- ErrClosed
 			}
 			return
 		}
+		s.turn.Unlock()
 	}
+}
+
+// wait puts r among those that wait for company.
+func (s *Spool) wait(r *request) {
+	if len(s.waiting) == 0 {
+		s.timer.Reset(soonWait)
+	}
+	s.waiting = append(s.waiting, r)
+}
+
+// take makes it the writer's turn to commit. Callers of ApplyHere that come meanwhile leave it to the writer.
+func (s *Spool) take() {
+	s.asked.Store(true)
+	s.turn.Lock()
+	s.asked.Store(false)
 }
 
 // commits commits r (nil: nothing) and those that wanted a commit of their own. A full commit may leave callers of
 // ApplySoon behind: the timer comes back for them.
-func (s *Spool) commits(r *request, timer *time.Timer) {
+func (s *Spool) commits(r *request) {
 	for r != nil {
 		r = s.commit(r)
 	}
 	if len(s.waiting) > 0 {
-		timer.Reset(soonWait)
+		s.timer.Reset(soonWait)
 	}
 }
 
