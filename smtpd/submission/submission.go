@@ -112,23 +112,38 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.interrupt()
 	})
 	defer stop()
+	ended := make(chan error, 1)
+	var next func()
+	next = func() {
+		nc, err := accept(ctx, l)
+		if nc == nil {
+			ended <- err
+			return
+		}
+		wg.Go(next) // whoever is awake serves, and lets another one wait
+		s.serve(ctx, nc)
+	}
+	wg.Go(next)
+	return <-ended
+}
+
+// accept returns the next connection; none when ctx is done or the listener broke.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 	for {
 		nc, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if temporary(err) {
-				// Out of descriptors: connections that end free some.
-				select {
-				case <-ctx.Done():
-				case <-time.After(100 * time.Millisecond):
-				}
-				continue
-			}
-			return fmt.Errorf("submission socket: %w", err)
+		switch {
+		case err == nil:
+			return nc, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case !temporary(err):
+			return nil, fmt.Errorf("submission socket: %w", err)
 		}
-		wg.Go(func() { s.serve(ctx, nc) })
+		// Out of descriptors: connections that end free some.
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
