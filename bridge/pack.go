@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"iter"
 	"slices"
 	"time"
 
@@ -377,18 +378,66 @@ func finish(head, small []byte, stream func(io.Writer) error, class uint8) (*tra
 	c.h.Sum(p.ID[:0])
 	p.Size = c.n
 	p.Open = func(off int64) (io.ReadCloser, error) {
-		r, w := io.Pipe()
-		go func() {
+		return pull(func(w io.Writer) error {
 			sk := &skipper{w: w, n: off}
-			_, err := sk.Write(head)
-			if err == nil {
-				err = stream(sk)
+			if _, err := sk.Write(head); err != nil {
+				return err
 			}
-			w.CloseWithError(err)
-		}()
-		return r, nil
+			return stream(sk)
+		}), nil
 	}
 	return p, nil
+}
+
+// pulled reads what a stream writes: a write runs when it is read, in turns with the reader, so that the bytes that one core has
+// just sealed are the ones it sends, and no goroutine needs to be woken for them.
+type pulled struct {
+	next func() ([]byte, bool)
+	stop func()
+	rest []byte // of the write that is read
+	err  error  // what the stream returned
+}
+
+// pull begins with nothing. The stream writes from the goroutine that it is called in.
+func pull(stream func(io.Writer) error) *pulled {
+	p := new(pulled)
+	p.next, p.stop = iter.Pull(func(yield func([]byte) bool) {
+		p.err = stream(yielder(yield))
+	})
+	return p
+}
+
+// Read implements io.Reader.
+func (p *pulled) Read(b []byte) (int, error) {
+	for len(p.rest) == 0 {
+		var more bool
+		if p.rest, more = p.next(); !more {
+			if p.err != nil {
+				return 0, p.err
+			}
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+
+// Close ends the stream where it is.
+func (p *pulled) Close() error {
+	p.stop()
+	p.rest = nil
+	return nil
+}
+
+// yielder is the writer of a pulled stream.
+type yielder func([]byte) bool
+
+func (y yielder) Write(b []byte) (int, error) {
+	if !y(b) {
+		return 0, io.ErrClosedPipe
+	}
+	return len(b), nil
 }
 
 // skipper drops the first n bytes.

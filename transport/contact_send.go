@@ -43,8 +43,8 @@ type writer struct {
 	saidAck     uint64
 	saidStop    bool
 
-	slice    []byte
-	size     int // bytes of the next slice
+	slice    []byte // of the frame that is sent
+	size     int    // bytes of the next slice
 	wrote    time.Time
 	overFrom time.Time // when the contact was first seen to be over
 }
@@ -443,14 +443,16 @@ func (w *writer) sendSlice(o *sending) error {
 	}
 	w.mu.Unlock()
 	began := time.Now()
-	if err := firstErr(w.write(frameData, []uint64{o.n}, w.slice[:n]), w.flush()); err != nil {
+	w.wrote = began
+	if err := w.out.writeData(o.n, w.slice, n); err != nil {
+		return fmt.Errorf("send %v: %w", frameData, err)
+	}
+	if err := w.flush(); err != nil {
 		return err
 	}
 	switch took := time.Since(began); {
 	case took < 100*time.Millisecond:
-		if w.size = min(2*w.size, maxSlice); w.size == maxSlice {
-			w.out.enlarge(w.s)
-		}
+		w.size = min(2*w.size, maxSlice)
 	case took > time.Second:
 		w.size = max(w.size/2, minSlice)
 	}
@@ -458,6 +460,7 @@ func (w *writer) sendSlice(o *sending) error {
 	return nil
 }
 
+// readSlice reads the next bytes of an offer into w.slice, behind the room for the head of a frame.
 func (w *writer) readSlice(o *sending, from int64) (int, error) {
 	if o.r != nil && o.off != from {
 		o.close()
@@ -470,13 +473,13 @@ func (w *writer) readSlice(o *sending, from int64) (int, error) {
 		o.r, o.off = r, from
 	}
 	if w.slice == nil {
-		w.slice = make([]byte, maxSlice)
+		w.slice = make([]byte, dataHead+maxSlice+dataTail)
 	}
 	n := min(int64(w.size), o.p.Size-from)
 	if n == maxSlice {
 		n -= from % maxSlice // the neighbour writes whole pages
 	}
-	got, err := io.ReadFull(o.r, w.slice[:n])
+	got, err := io.ReadFull(o.r, w.slice[dataHead:dataHead+n])
 	o.off += int64(got)
 	return got, cut(err)
 }

@@ -110,13 +110,6 @@ type frameWriter struct {
 	nums []byte
 }
 
-// enlarge makes room for a frame with a full slice, so that it leaves in one piece. The buffer is empty.
-func (f *frameWriter) enlarge(to io.Writer) {
-	if f.w.Size() < maxSlice {
-		f.w = bufio.NewWriterSize(to, maxSlice+128)
-	}
-}
-
 // write sends one frame whose body is numbers (as uvarints) followed by parts.
 func (f *frameWriter) write(t frameType, numbers []uint64, parts ...[]byte) error {
 	f.nums = f.nums[:0]
@@ -138,6 +131,25 @@ func (f *frameWriter) write(t frameType, numbers []uint64, parts ...[]byte) erro
 	var tail [4]byte
 	binary.BigEndian.PutUint32(tail[:], sum)
 	_, err := f.w.Write(tail[:]) // bufio keeps the first error
+	return err
+}
+
+// dataHead and dataTail are how many bytes a DATA frame has at most in front of its slice, and behind it.
+const (
+	dataHead = 1 + binary.MaxVarintLen32 + binary.MaxVarintLen64
+	dataTail = 4
+)
+
+// writeData sends the n bytes behind the first dataHead of buf as a DATA frame, which is put together around them: a full
+// slice goes to the line as it lies there, in one piece. buf has room for dataTail bytes more.
+func (f *frameWriter) writeData(offer uint64, buf []byte, n int) error {
+	f.nums = binary.AppendUvarint(f.nums[:0], offer)
+	f.head = binary.AppendUvarint(append(f.head[:0], byte(frameData)), uint64(len(f.nums)+n))
+	f.head = append(f.head, f.nums...)
+	from, to := dataHead-len(f.head), dataHead+n
+	copy(buf[from:], f.head)
+	binary.BigEndian.PutUint32(buf[to:], crc32.Checksum(buf[from:to], castagnoli))
+	_, err := f.w.Write(buf[from : to+dataTail])
 	return err
 }
 
