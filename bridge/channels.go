@@ -78,15 +78,7 @@ func (in *incoming) job(rec *bundle.Record) error {
 		return err
 	}
 	body := b.spool.NewBody()
-	if e.Size > 0 {
-		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
-	}
-	err := copyContent(body, rec.Content, e.Size)
-	if err == nil {
-		err = body.Finish()
-	}
-	if err != nil {
-		body.Discard()
+	if err := in.store(body, rec); err != nil {
 		if !errors.Is(err, spool.ErrFull) {
 			return err
 		}

@@ -44,6 +44,8 @@ type incoming struct {
 	prev     envelope.NodeID // neighbour it came from, zero if unknown
 	size     int64
 	packet   *hashing // the reader of all of it
+	offer    []byte   // in front of its first item
+	spared   *spared  // how its bytes can be made again; nil: they can not
 	greeting bool
 
 	peer  envelope.NodeID // origin of the bundle
@@ -138,6 +140,7 @@ func (in *incoming) take(ctx context.Context, src io.Reader) error {
 	if err == nil {
 		return nil
 	}
+	in.refill()
 	in.discard()
 	var bad *badPacket
 	if !errors.As(err, &bad) || errors.Is(err, transport.ErrIncomplete) {
@@ -200,6 +203,9 @@ func (in *incoming) item(ctx context.Context, r io.Reader, inner bool) error {
 		if _, err := io.ReadFull(r, offer); err != nil {
 			return classify(err)
 		}
+	}
+	if !inner {
+		in.offer = offer
 	}
 	ses, seq, ok := b.ses.match(h)
 	if ok && offer != nil && !ses.keys.SameOffer(offer) {
@@ -397,7 +403,7 @@ func (in *incoming) bundle(ctx context.Context, r io.Reader, h seal.Header, m ma
 	if in.size > smallBundle {
 		a := readAhead(content)
 		defer a.Close() // before r is read on, to refuse the packet
-		content = a
+		content = in.sparing(a, h, m)
 	}
 	rd := b.codec.NewReader(content, bundle.Limits{MaxRaw: max(64<<20, 4*limit, b.Policy().jobBytes(in.peer)), MaxRecords: 100000})
 	defer rd.Close()
@@ -474,6 +480,7 @@ func (in *incoming) charge(node envelope.NodeID, size int64) error {
 // onlyReceipts ends a bundle whose mail cannot be taken now: what frees space, or ends mail, takes effect all the same,
 // and the bundle counts as never seen.
 func (in *incoming) onlyReceipts(ctx context.Context) error {
+	in.refill()
 	in.discard()
 	in.marks, in.remember = nil, nil
 	if in.guest == nil {
@@ -625,15 +632,7 @@ func (in *incoming) envelope(rec *bundle.Record) error {
 	if e.Kind == envelope.KindMail {
 		body = b.spool.NewMailBody()
 	}
-	if e.Size > 0 {
-		body.Vouch(e.Sum) // Content ends with io.EOF only if that is its sum
-	}
-	err := copyContent(body, rec.Content, e.Size)
-	if err == nil {
-		err = body.Finish()
-	}
-	if err != nil {
-		body.Discard()
+	if err := in.store(body, rec); err != nil {
 		if !errors.Is(err, spool.ErrFull) {
 			return err
 		}

@@ -200,6 +200,25 @@ func (b *Body) Open() (io.ReadSeekCloser, error) {
 	return &bodyFile{File: f, size: b.size, done: func() {}}, nil // the file may be longer
 }
 
+// Written opens what has been written so far, until the body is given to Tx.Add or discarded. No more is written while it is read.
+func (b *Body) Written() (io.ReadSeekCloser, error) {
+	switch {
+	case b.closed || b.adopted:
+		return nil, errors.New("reading a body that is used up")
+	case b.f == nil:
+		return memoryBody{bytes.NewReader(b.buf)}, nil
+	case !b.finished:
+		if err := b.w.Flush(); err != nil {
+			return nil, err
+		}
+	}
+	f, err := b.s.o.FS.Open(b.s.bodyPath(b.name))
+	if err != nil {
+		return nil, err
+	}
+	return &bodyFile{File: f, size: b.size, done: func() {}}, nil
+}
+
 // Size is how many bytes were written.
 func (b *Body) Size() int64 { return b.size }
 

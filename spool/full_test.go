@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"sync/atomic"
@@ -203,5 +204,38 @@ func TestFullDisk(t *testing.T) {
 	t.Logf("%s", out)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWritten: what has been written to a body can be read before it is finished, and until it is used up.
+func TestWritten(t *testing.T) {
+	s := open(t, t.TempDir(), Options{InlineMax: 8})
+	all := bytes.Repeat([]byte("0123456789"), 10000)
+	b, at := s.NewBody(), 0
+	check := func() {
+		t.Helper()
+		r, err := b.Written()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, all[:at]) {
+			t.Errorf("%d bytes of %d: %v", len(got), at, err)
+		}
+	}
+	for _, n := range []int{0, 8, 9, 10000, 70000, len(all)} {
+		if _, err := b.Write(all[at:n]); err != nil {
+			t.Fatal(err)
+		}
+		at = n
+		check()
+	}
+	if err := b.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	b.Discard()
+	if _, err := b.Written(); err == nil {
+		t.Error("a discarded body can be read")
 	}
 }

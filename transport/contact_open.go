@@ -20,6 +20,7 @@ const (
 type pace struct {
 	from int64
 	at   time.Time
+	step time.Duration // what the last step took
 }
 
 // fast reports, once a step, whether the packet is worth opening early.
@@ -31,7 +32,7 @@ func (p *pace) fast(part *partial, now time.Time) bool {
 		return false
 	}
 	took := now.Sub(p.at)
-	p.from, p.at = part.off, now
+	p.from, p.at, p.step = part.off, now, took
 	return took <= openWait && part.size-part.off >= openStep
 }
 
@@ -45,6 +46,7 @@ func (c *contact) openEarly(ctx context.Context, r *receiving) {
 	}
 	c.opening = true
 	r.open = r.part.growing()
+	r.open.may = time.Duration((r.part.size-r.part.off)/openStep)*r.pace.step < spareMost
 	c.work.Go(func() {
 		err := c.receiveEarly(ctx, r.part.size, r.open)
 		c.o.Partials.opened()

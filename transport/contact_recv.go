@@ -231,9 +231,11 @@ func (c *contact) onData(ctx, inner context.Context, f frame) error {
 	case len(f.body) > maxSlice, complete, int64(len(f.body)) > r.part.size-r.part.off:
 		return fmt.Errorf("%w: DATA beyond the end of packet %s", errFrame, r.part.id)
 	}
-	if _, err := r.part.Write(f.body); err != nil {
-		c.abandon(r, err)
-		return nil
+	if open == nil || !open.put(f.body) {
+		if _, err := r.part.Write(f.body); err != nil {
+			c.abandon(r, err)
+			return nil
+		}
 	}
 	c.progress()
 	switch {

@@ -13,21 +13,24 @@ import (
 
 // growing reads a packet whose bytes are still coming into its partial file. It never lets its reader have all of them
 // unless all came and, if the reader has not vouched for that, they hash to the packet's name: the last byte is held back until then.
-// When the packet does not come whole, reading fails instead. Whoever fills the file is never kept waiting by the reader.
+// When the packet does not come whole, reading fails instead. Whoever fills the file is never kept waiting by the reader, unless the
+// file is spared (spared.go).
 type growing struct {
-	f    io.ReaderAt
+	part *partial
 	id   ID
 	size int64
+	may  bool // the file may be spared
 
-	at  int64     // read so far; the reader's own
+	at  int64     // read so far; the reader's own, which changes it with mu held
 	sum hash.Hash // over what was read; nil: the reader has vouched
 
 	mu    sync.Mutex
 	more  sync.Cond
-	off   int64 // bytes there
-	want  int64 // the reader sleeps until so many are
-	ended error // nil: more will come; io.EOF: all came
-	bad   error // found by the reader
+	off   int64  // bytes there
+	want  int64  // the reader sleeps until so many are
+	ended error  // nil: more will come; io.EOF: all came
+	bad   error  // found by the reader
+	spare *spare // where bytes are that the file has not got; nil: it has all
 }
 
 var (
@@ -41,8 +44,8 @@ var (
 	errCancelled = fmt.Errorf("neighbour has cancelled the packet: %w", ErrIncomplete)
 )
 
-func newGrowing(f io.ReaderAt, id ID, size, off int64) *growing {
-	g := &growing{f: f, id: id, size: size, off: off, sum: envelope.NewSum()}
+func newGrowing(part *partial) *growing {
+	g := &growing{part: part, id: part.id, size: part.size, off: part.off, sum: envelope.NewSum()}
 	g.more.L = &g.mu
 	return g
 }
@@ -58,7 +61,10 @@ func (g *growing) Verify(ctx context.Context) error {
 	if _, err := io.Copy(io.Discard, g); err != nil || g.sum != nil {
 		return err
 	}
-	whole, err := hashesTo(ctx, g.f, g.size, g.id)
+	whole, err := false, error(nil)
+	if !g.holed() {
+		whole, err = hashesTo(ctx, g.part.f, g.size, g.id)
+	}
 	if err == nil && !whole {
 		err = errOtherBytes
 	}
@@ -114,20 +120,9 @@ func (g *growing) Read(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err = g.f.ReadAt(b[:n], g.at)
-	if err != nil && n < len(b) {
-		if errors.Is(err, io.EOF) {
-			err = errFileCut
-		} else {
-			err = fmt.Errorf("read partial packet: %w", err)
-		}
-	} else {
-		err = nil
-	}
-	g.at += int64(n)
-	if g.sum != nil && err == nil {
+	if err = g.fetch(b[:n]); err == nil && g.sum != nil {
 		g.sum.Write(b[:n])
-		if g.at == g.size && ID(g.sum.Sum(nil)) != g.id {
+		if g.at+int64(n) == g.size && ID(g.sum.Sum(nil)) != g.id {
 			err = errOtherBytes
 		}
 	}
@@ -136,7 +131,50 @@ func (g *growing) Read(b []byte) (int, error) {
 		g.spoil(err)
 		return 0, err
 	}
+	g.advance(int64(n))
 	return n, nil
+}
+
+// fetch fills b with the bytes at g.at, which are there.
+func (g *growing) fetch(b []byte) error {
+	g.mu.Lock()
+	var s spare
+	if g.spare != nil {
+		s = *g.spare
+	}
+	g.mu.Unlock()
+	for at := g.at; len(b) > 0; {
+		n := len(b)
+		switch {
+		case s.ring != nil && at >= s.from && at < s.to:
+			n = s.read(b, at)
+		case s.ring != nil && at < s.from:
+			n = int(min(int64(n), s.from-at))
+			fallthrough
+		default:
+			if k, err := g.part.f.ReadAt(b[:n], at); k < n {
+				if errors.Is(err, io.EOF) {
+					return errFileCut
+				}
+				return fmt.Errorf("read partial packet: %w", err)
+			}
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	return nil
+}
+
+// advance says that n bytes were read.
+func (g *growing) advance(n int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.at += n
+	if s := g.spare; s != nil && s.wanted && g.off+ringRoom-max(g.at-ringKeep, s.from) <= ringSize {
+		select {
+		case s.room <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // wait returns how many of the next most bytes may be read.

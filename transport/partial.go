@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,6 +67,10 @@ func OpenPartials(dir string, maxBytes int64) (*Partials, error) {
 	for {
 		batch, err := f.ReadDir(512)
 		for _, e := range batch {
+			if strings.HasSuffix(e.Name(), holeSuffix) {
+				root.Remove(e.Name()) // again at the next start
+				continue
+			}
 			id, parse := ParseID(e.Name())
 			fi, info := e.Info()
 			if parse == nil && info == nil && fi.Mode().IsRegular() {
@@ -180,6 +185,9 @@ type partial struct {
 
 	mu       sync.Mutex // held by Write, and to close
 	closed   bool
+	hole     bool // bytes are missing from solid on (spared.go)
+	hidden   bool // and some behind them are there: the file has its other name
+	solid    int64
 	synced   time.Time     // when the last sync began, or the first byte came
 	syncing  chan error    // of the sync that runs; nil: none does
 	lastSync time.Duration // how long the last one took
@@ -200,6 +208,11 @@ func (w *partial) Write(b []byte) (int, error) {
 	if w.closed {
 		return len(b), nil
 	}
+	if w.hole && !w.hidden {
+		if err := w.hide(); err != nil {
+			return 0, fmt.Errorf("write partial packet: %w", err)
+		}
+	}
 	n, err := w.f.WriteAt(b, w.off)
 	w.off += int64(n)
 	if err != nil {
@@ -216,6 +229,47 @@ func (w *partial) Write(b []byte) (int, error) {
 		return n, fmt.Errorf("write partial packet: %w", mediumError(err))
 	}
 	return n, nil
+}
+
+// pass counts n bytes that came and were not written (spared.go).
+func (w *partial) pass(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.hole {
+		w.hole, w.solid = true, w.off
+	}
+	w.off += int64(n)
+}
+
+// mend says that the file has all bytes up to off, and if whole that none is missing behind it.
+func (w *partial) mend(off int64, whole bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.solid = off; !whole || w.closed {
+		return nil
+	}
+	return w.show()
+}
+
+// holeSuffix ends the name of a file that has bytes behind missing ones.
+const holeSuffix = ".hole"
+
+// hide gives the file its other name. mu is held.
+func (w *partial) hide() error {
+	err := w.owner.root.Rename(w.id.String(), w.id.String()+holeSuffix)
+	w.hidden = err == nil
+	return err
+}
+
+// show ends the hole and gives the file its name back. mu is held, or nobody else has the partial.
+func (w *partial) show() error {
+	w.hole = false
+	if !w.hidden {
+		return nil
+	}
+	err := w.owner.root.Rename(w.id.String()+holeSuffix, w.id.String())
+	w.hidden = err != nil
+	return err
 }
 
 // begun has what is there brought to the disk when it is time to, while the line goes on. It returns what was wrong with the last time.
@@ -252,7 +306,7 @@ func (w *partial) settle() error {
 
 // restart forgets all bytes.
 func (w *partial) restart() error {
-	if err := w.f.Truncate(0); err != nil {
+	if err := firstErr(w.f.Truncate(0), w.show()); err != nil {
 		return fmt.Errorf("restart partial packet: %w", err)
 	}
 	w.off, w.synced, w.sum = 0, time.Time{}, envelope.NewSum()
@@ -294,6 +348,12 @@ func (w *partial) keep() error {
 	if w.closed {
 		return nil
 	}
+	if w.hole {
+		w.off = w.solid
+		if err := firstErr(w.f.Truncate(w.off), w.show()); err != nil {
+			return firstErr(err, w.unlink(), w.close())
+		}
+	}
 	if w.off == 0 {
 		return firstErr(w.unlink(), w.close())
 	}
@@ -326,7 +386,11 @@ func (w *partial) unlink() error {
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
 	delete(w.owner.kept, w.id)
-	if err := w.owner.root.Remove(w.id.String()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	name := w.id.String()
+	if w.hidden {
+		name += holeSuffix
+	}
+	if err := w.owner.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -341,5 +405,5 @@ func (w *partial) close() error {
 // growing reads the packet while it is still coming, and hashes it instead of Write.
 func (w *partial) growing() *growing {
 	w.sum = nil
-	return newGrowing(w.f, w.id, w.size, w.off)
+	return newGrowing(w)
 }

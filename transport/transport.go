@@ -84,6 +84,20 @@ type Vouched interface {
 	Verify(ctx context.Context) error
 }
 
+// Sparing is an optional set of methods of the reader that a Station is given. A Station that stores what a packet holds, so that it
+// can make the packet's bytes again, saves keeping them in a partial file while they come.
+type Sparing interface {
+	Vouched
+	// Spare says that the bytes which are read from now on can be made again; false: that is not needed. The Station has vouched.
+	Spare() bool
+	// Late reports that the packet takes so long that Refill is due.
+	Late() bool
+	// Refill has again write the packet from one of its bytes on, as far as it can be made. It may lack what was read last, up to
+	// half a MiB. The Station calls it when Late says so, and when it gives up a packet of which it wants to have the rest later; it may
+	// be called while the packet is read, and does nothing when nothing is spared.
+	Refill(again func(w io.Writer, from int64) error) error
+}
+
 // Presence is a Station that wants to know which of its own packets still lie on a folder, so that it can offer those
 // that are missing or damaged once more.
 type Presence interface {

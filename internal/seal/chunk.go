@@ -134,6 +134,17 @@ func (s *Session) OpenItem(h Header, seq uint64, r io.Reader) io.Reader {
 	return &chunkReader{src: r, aead: aead, err: err}
 }
 
+// ResealItem returns a writer that seals content of an item that Match knows once more, from a chunk on, to the bytes that were
+// opened: what came of an item need not be kept beside its content. The content must be the one that OpenItem gave, from
+// chunk × ChunkSize on, and not reach its end: the writer holds back up to a chunk of it.
+func (s *Session) ResealItem(dst io.Writer, h Header, seq, chunk uint64) (io.Writer, error) {
+	aead, err := s.opener(h, seq)
+	if err != nil {
+		return nil, err
+	}
+	return &chunkWriter{dst: dst, aead: aead, chunk: chunk}, nil
+}
+
 // OpenSmall opens an item that is wholly in memory: header, offer if the header says so (which must then be this
 // session's), chunks. The errors are those of ParseHeader and OpenItem.
 func (s *Session) OpenSmall(packet []byte) (content []byte, h Header, seq uint64, err error) {

@@ -75,3 +75,33 @@ func TestItemRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// What was opened of an item is sealed again to the bytes that it came in, up to the last chunk.
+func TestResealItem(t *testing.T) {
+	_, _, i, r := pair(t)
+	content := pattern(3*ChunkSize + 17)
+	item := mustItem(t, i, 7, false, content)
+	h, err := ParseHeader(item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, 1, ChunkSize, ChunkSize + 1, len(content)} {
+		for chunk := range (n + ChunkSize - 1) / ChunkSize {
+			var b bytes.Buffer
+			w, err := r.ResealItem(&b, h, 7, uint64(chunk))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write(content[chunk*ChunkSize : n]); err != nil {
+				t.Fatal(err)
+			}
+			want := (max(0, n-1)/ChunkSize - chunk) * sealedChunk
+			if b.Len() != want || !bytes.HasPrefix(item[h.BodyStart()+chunk*sealedChunk:], b.Bytes()) {
+				t.Errorf("%d bytes of content from chunk %d on: %d bytes sealed again, want %d, or others", n, chunk, b.Len(), want)
+			}
+		}
+	}
+	if _, err := r.ResealItem(io.Discard, h, 8, 0); err != ErrNoMatch {
+		t.Errorf("under another number: %v", err)
+	}
+}

@@ -31,6 +31,8 @@ type Record struct {
 	Content io.Reader
 	// Size is the length of the content.
 	Size int64
+	// At is where in the bundle the content stands, byte for byte; -1 when it does not, being compressed.
+	At int64
 	// Err says why this record cannot be used: a type of a newer version, or an envelope that may not travel.
 	// The records after it are not affected.
 	Err error
@@ -40,7 +42,8 @@ type Record struct {
 // come to io.EOF: an authentic bundle may still be broken further behind.
 type Reader struct {
 	c       *Codec
-	in      *bufio.Reader
+	src     *counting
+	in      *bufio.Reader // of src
 	limits  Limits
 	header  *Header
 	raw     int64 // inflated so far, by declaration
@@ -60,7 +63,20 @@ type frame struct {
 
 // NewReader reads the bundle that r holds to its end. Errors of r come back wrapped.
 func (c *Codec) NewReader(r io.Reader, l Limits) *Reader {
-	return &Reader{c: c, in: bufio.NewReaderSize(r, 32<<10), limits: l}
+	src := &counting{r, 0}
+	return &Reader{c: c, src: src, in: bufio.NewReaderSize(src, 32<<10), limits: l}
+}
+
+// counting counts what is read.
+type counting struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // Header returns the bundle's header.
@@ -290,6 +306,9 @@ func (b *Reader) record() (*Record, error) {
 	}
 	switch {
 	case r.Type == envelope.RecordEnvelope:
+		if r.At = -1; b.frame.r == b.in {
+			r.At = b.src.n - int64(b.in.Buffered())
+		}
 		b.content = &content{b, r.Size}
 		r.Content = b.content
 		if r.Envelope, r.Err = envelope.ParseEnvelope(r.Body); r.Err == nil && r.Envelope.Size != r.Size {

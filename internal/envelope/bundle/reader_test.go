@@ -318,3 +318,35 @@ func TestCodecServesMany(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A content that is not compressed stands in the bundle where the record says.
+func TestContentAt(t *testing.T) {
+	c := newCodec(t)
+	items := []item{{"a", envelope.RecordCard, noise(1, 1000), nil}, {"b", envelope.RecordEnvelope, nil, text(5000)},
+		{"c", envelope.RecordEnvelope, nil, noise(2, 300000)}, {"c", envelope.RecordEnvelope, nil, noise(3, 3<<20)}}
+	b := write(t, c, Options{}, items)
+	r := c.NewReader(iotest.HalfReader(bytes.NewReader(b)), Limits{})
+	var at []int64
+	for {
+		rec, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec.Content == nil {
+			continue
+		}
+		content, err := io.ReadAll(rec.Content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at = append(at, rec.At); rec.At >= 0 && !bytes.HasPrefix(b[rec.At:], content) {
+			t.Errorf("content of %d bytes is not at %d", len(content), rec.At)
+		}
+	}
+	if len(at) != 3 || at[0] != -1 || at[1] < 0 || at[2] < at[1] {
+		t.Errorf("contents are at %d", at)
+	}
+}
