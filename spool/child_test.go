@@ -28,6 +28,7 @@ var children = map[string]func(dir string) error{
 	"full":  childFull,
 	"broke": childBroken,
 	"held":  childHeld,
+	"fault": childFault,
 }
 
 func TestMain(m *testing.M) {

@@ -1,11 +1,13 @@
 package spool
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -340,6 +342,50 @@ func TestHeldFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// childFault has a function panic that its caller runs itself, below somebody who recovers.
+func childFault(dir string) error {
+	s, err := Open(dir, Options{Free: plenty})
+	if err != nil {
+		return err
+	}
+	good := mail(nil, "node:a")
+	if err := s.Apply(func(tx *Tx) error { return tx.Add(good, nil) }); err != nil {
+		return err
+	}
+	say("%s", good.Env.ID)
+	bad := mail(nil, "node:a")
+	func() {
+		defer func() { recover() }()
+		s.ApplyHere(func(tx *Tx) error {
+			if err := tx.Add(bad, nil); err != nil {
+				return err
+			}
+			panic("a fault of this test")
+		})
+	}()
+	time.Sleep(2 * time.Second) // the process may be about to end
+	_, _, err = s.Find(bad.Env.ID)
+	return fmt.Errorf("the spool goes on; looking for what the fault has left: %v", err)
+}
+
+// TestFaultHere: a panic while a caller commits is not recovered from: what it left in the transaction would enter the
+// index with the next commit, without being in the log.
+func TestFaultHere(t *testing.T) {
+	dir := t.TempDir()
+	cmd := child(t, "fault", dir)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err == nil || !strings.Contains(said.String(), "panic: a fault of this test") || !strings.Contains(said.String(), "childFault") {
+		t.Errorf("%v: %s", err, said.String())
+	}
+	id, err := envelope.ParseID(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	here(t, open(t, dir, Options{}), []envelope.ID{id}, 1)
 }
 
 // TestInside: a View inside Apply would wait for the writer that runs it. It fails instead, and the spool goes on.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -82,7 +83,7 @@ func (s *Spool) ApplyHere(fn func(*Tx) error) error {
 	if !s.lead() {
 		return s.submit(s.requests, r)
 	}
-	defer s.turn.Unlock()
+	defer s.leave()
 	r.reply = make(chan error, 1)
 	s.commits(r)
 	return <-r.reply
@@ -111,12 +112,22 @@ func inWriter() bool {
 // lead makes it the caller's turn, if nobody else has it or wants it.
 func (s *Spool) lead() bool { return len(s.requests) == 0 && !s.asked.Load() && s.turn.TryLock() }
 
+// leave ends the turn of a caller. A panic in it ends the process, as one of the writer does: nobody knows what it has left
+// in the transaction, and whoever serves the caller, as SMTP and HTTP do, would recover from it and go on.
+func (s *Spool) leave() {
+	if p := recover(); p != nil {
+		go panic(fmt.Sprintf("%v, in a commit or a look:\n%s", p, debug.Stack()))
+		select {}
+	}
+	s.turn.Unlock()
+}
+
 // serve does what needs no commit, without the writer if it is nobody's turn: a look, and beginning to wait for company.
 func (s *Spool) serve(r *request, soon bool) bool {
 	if r.fn != nil && !soon || !s.lead() {
 		return false
 	}
-	defer s.turn.Unlock()
+	defer s.leave()
 	if r.fn == nil {
 		s.answer(r)
 		return true
