@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"mochila/internal/envelope"
@@ -390,12 +391,14 @@ func finish(head, small []byte, stream func(io.Writer) error, class uint8) (*tra
 }
 
 // pulled reads what a stream writes: a write runs when it is read, in turns with the reader, so that the bytes that one core has
-// just sealed are the ones it sends, and no goroutine needs to be woken for them.
+// just sealed are the ones it sends, and no goroutine needs to be woken for them. Close may come while another goroutine reads, as
+// from an HTTP client whose server has answered before it had all.
 type pulled struct {
+	mu   sync.Mutex
 	next func() ([]byte, bool)
 	stop func()
 	rest []byte // of the write that is read
-	err  error  // what the stream returned
+	err  error  // what the stream returned; after Close what its writes do
 }
 
 // pull begins with nothing. The stream writes from the goroutine that it is called in.
@@ -409,6 +412,8 @@ func pull(stream func(io.Writer) error) *pulled {
 
 // Read implements io.Reader.
 func (p *pulled) Read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for len(p.rest) == 0 {
 		var more bool
 		if p.rest, more = p.next(); !more {
@@ -425,8 +430,10 @@ func (p *pulled) Read(b []byte) (int, error) {
 
 // Close ends the stream where it is.
 func (p *pulled) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.stop()
-	p.rest = nil
+	p.rest, p.err = nil, io.ErrClosedPipe
 	return nil
 }
 

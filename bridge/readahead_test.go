@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+	"time"
 
 	"mochila/transport/transporttest"
 )
@@ -82,3 +84,33 @@ func TestCopyContent(t *testing.T) {
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestPulledIsClosed: whoever reads a packet may be told that nobody wants it any more by another goroutine.
+func TestPulledIsClosed(t *testing.T) {
+	piece := make([]byte, 1000)
+	for i := range 1000 {
+		p := pull(func(w io.Writer) error {
+			for {
+				if _, err := w.Write(piece); err != nil {
+					return err
+				}
+			}
+		})
+		var reading sync.WaitGroup
+		if i%10 > 0 {
+			reading.Go(func() {
+				for b := make([]byte, 300); ; {
+					if _, err := p.Read(b); err != nil {
+						return
+					}
+				}
+			})
+			time.Sleep(time.Duration(i) * 50 * time.Nanosecond)
+		}
+		p.Close()
+		reading.Wait()
+		if n, err := p.Read(piece); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
+			t.Fatalf("read behind the end: %d, %v", n, err)
+		}
+	}
+}
