@@ -98,22 +98,15 @@ func (a *readahead) Close() {
 // copyBytes is the unit in which large contents are stored.
 const copyBytes = 64 << 10
 
-// copyContent copies size bytes of r, or up to an error of it, to w. Large content goes in large pieces; that of a large bundle
-// is read, and so hashed, beside the writing: else the packet comes faster than it is stored, and the rest waits for one core.
+// copyContent copies size bytes of r, or up to an error of it, to w. Large content goes in large pieces.
 func copyContent(w io.Writer, r io.Reader, size int64) error {
 	if size <= copyBytes {
 		_, err := io.Copy(w, r)
 		return err
 	}
-	next := inPieces(r)
-	if size > smallBundle {
-		a := readAhead(full{r})
-		defer a.Close()
-		next = a.next
-	}
-	for {
-		b, err := next()
-		if _, werr := w.Write(b); werr != nil {
+	for buf := make([]byte, copyBytes); ; {
+		n, err := full{r}.Read(buf)
+		if _, werr := w.Write(buf[:n]); werr != nil {
 			return werr
 		}
 		if err == io.EOF {
@@ -122,15 +115,6 @@ func copyContent(w io.Writer, r io.Reader, size int64) error {
 		if err != nil {
 			return err
 		}
-	}
-}
-
-// inPieces returns what r holds, copyBytes at a time.
-func inPieces(r io.Reader) func() ([]byte, error) {
-	buf := make([]byte, copyBytes)
-	return func() ([]byte, error) {
-		n, err := full{r}.Read(buf)
-		return buf[:n], err
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 
 // spared is a large bundle that is opened while it comes, whose bytes need not be kept beside its content (transport.Sparing): what
 // stands in front of the content is remembered, and all of it can be sealed again to the same bytes.
+// On its way from the reader to the body are one chunk that is opened, one that the sealer holds back, and what aheadBuffers, the bundle's
+// reader and copyContent hold: less than the carrier keeps.
 type spared struct {
 	in    *incoming
 	src   transport.Sparing

@@ -28,7 +28,8 @@ type spare struct {
 const (
 	// spareMost is how long the rest of a packet may take, as it seems, that has its file spared: a crash costs what came of it.
 	spareMost = 3 * time.Second
-	// The ring holds what was not read yet, and ringKeep bytes before: between the reader and what is stored there are buffers.
+	// The ring holds what was not read yet, and at least ringKeep bytes before: there are that many in the Station's buffers, read and
+	// not yet stored.
 	ringSize = 1 << 20
 	ringKeep = ringSize / 2
 	// ringRoom is what the line waits for when the ring is full, so that it does not wake up for each slice.
