@@ -131,7 +131,7 @@ func (r *run) record(boot bootID, started func(int, uint64) error) error {
 // brief waits for the end of a program that needs nothing of us meanwhile. It reports whether all is over: the process,
 // and its output.
 func (r *run) brief() bool {
-	if r.child.gate != nil || r.ends.feed != nil || r.failed != nil || r.child.end == nil {
+	if r.child.gate != nil || r.ends.feed != nil || r.failed != nil || r.child.end < 0 {
 		return false
 	}
 	r.ran = true
@@ -139,7 +139,7 @@ func (r *run) brief() bool {
 	if t := r.s.Timeout; t > 0 && t < briefly {
 		until = r.began.Add(t)
 	}
-	r.dead = r.child.exited(until) && r.ends.soak()
+	r.dead = r.child.endsBy(until) && r.ends.soak()
 	return r.dead
 }
 
@@ -152,7 +152,7 @@ func (r *run) attend(ctx context.Context) {
 		r.all.Go(func() { s.drain(); eof <- struct{}{} })
 	}
 	exited := make(chan struct{})
-	r.all.Go(func() { r.child.exited(time.Time{}); close(exited) })
+	r.all.Go(func() { r.child.ends(); close(exited) })
 
 	switch {
 	case r.child.gate == nil:
@@ -277,8 +277,8 @@ func (r *run) kill() {
 
 // reap takes the exit status, and with it gives the number of the process back.
 func (r *run) reap() {
-	if r.child.end != nil {
-		r.child.end.Close()
+	if r.child.end >= 0 {
+		unix.Close(r.child.end)
 	}
 	var ws syscall.WaitStatus
 	var ru syscall.Rusage

@@ -80,7 +80,7 @@ func (l Limits) order() ([]limit, error) {
 type child struct {
 	pid  int
 	born uint64   // clock ticks since boot when it started, 0 when only the kernel knows
-	end  *os.File // readable when the process has ended; nil where the kernel cannot tell so
+	end  int      // a descriptor that is readable when the process has ended; -1 where the kernel cannot tell so
 	gate *os.File // of the shim: the plan goes in, and out comes what stopped it. nil: the program runs already
 	plan []byte
 }
@@ -116,22 +116,60 @@ func attributes(acct *Account, env []string, dir string, fds ...int) *syscall.Pr
 
 // start makes the process.
 func start(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
-	handle := -1
-	attr.Sys.PidFD = &handle
+	c := &child{end: -1}
+	attr.Sys.PidFD = &c.end
 	before := bootTicks()
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
 		return nil, err
 	}
-	c := &child{pid: pid, end: watched(handle)}
+	c.pid = pid
 	if after := bootTicks(); after == before {
 		c.born = after
 	}
 	return c, nil
 }
 
+// endsBy returns true when the process has ended, and leaves it to be waited for; false when it has not until then, or
+// that cannot be told. This thread waits: for a short time that is less work than to have the others wake it.
+func (c *child) endsBy(until time.Time) bool {
+	for c.end >= 0 {
+		left := time.Until(until)
+		if left <= 0 {
+			break
+		}
+		wait := unix.NsecToTimespec(left.Nanoseconds())
+		n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(c.end), Events: unix.POLLIN}}, &wait, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil || n == 0:
+			return false
+		default:
+			return waitFor(c.pid, unix.WNOHANG)
+		}
+	}
+	return false
+}
+
+// ends returns when the process has ended, and leaves it to be waited for. It needs no thread if the kernel allows that.
+func (c *child) ends() {
+	handle := c.end
+	c.end = -1
+	if f := watched(handle); f != nil {
+		defer f.Close()
+		gone := false
+		if raw, err := f.SyscallConn(); err == nil {
+			raw.Read(func(uintptr) bool { gone = waitFor(c.pid, unix.WNOHANG); return gone })
+		}
+		if gone {
+			return
+		}
+	}
+	waitFor(c.pid, 0)
+}
+
 // watched makes a file of a descriptor that stands for a process, for which no thread has to wait; nil if that is not
-// possible.
+// possible. The descriptor is the file's, or closed.
 func watched(handle int) *os.File {
 	if handle < 0 {
 		return nil
@@ -146,26 +184,6 @@ func watched(handle int) *os.File {
 		return nil
 	}
 	return f
-}
-
-// exited returns true when the process has ended, and leaves it to be waited for; false when it has not until then. The
-// zero time is never.
-func (c *child) exited(until time.Time) bool {
-	var raw syscall.RawConn
-	var err error
-	if c.end == nil {
-		err = errors.ErrUnsupported
-	} else if err = c.end.SetReadDeadline(until); err == nil {
-		raw, err = c.end.SyscallConn()
-	}
-	if err == nil {
-		gone := false
-		raw.Read(func(uintptr) bool { gone = waitFor(c.pid, unix.WNOHANG); return gone })
-		if gone || !until.IsZero() {
-			return gone
-		}
-	}
-	return until.IsZero() && waitFor(c.pid, 0)
 }
 
 // waitFor reports whether a child has ended.
