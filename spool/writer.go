@@ -75,11 +75,17 @@ func (s *Spool) apply(fn func(*Tx) error, urgent bool) error { return s.send(s.r
 
 // ApplyHere is Apply for work that somebody outside waits for: when nobody commits, the caller does it itself, and saves two
 // threads the time to wake each other. The caller must hold no lock that OnDue or a function given to Apply may wait for.
-func (s *Spool) ApplyHere(fn func(*Tx) error) error {
+func (s *Spool) ApplyHere(fn func(*Tx) error) error { return s.here(&request{fn: fn}) }
+
+// ApplyUrgentHere is ApplyHere with the leave of ApplyUrgent.
+func (s *Spool) ApplyUrgentHere(fn func(*Tx) error) error {
+	return s.here(&request{fn: fn, urgent: true})
+}
+
+func (s *Spool) here(r *request) error {
 	if p := s.broken.Load(); p != nil {
 		return *p
 	}
-	r := &request{fn: fn}
 	if !s.lead() {
 		return s.submit(s.requests, r)
 	}

@@ -29,7 +29,7 @@ type verdict struct {
 func (j *Jobs) step(ctx context.Context, l lane, last *run) (next *run, busy <-chan struct{}, wake time.Time, err error) {
 	b := j.Batch()
 	p := j.policy()
-	err = j.spool.ApplyUrgent(func(tx *spool.Tx) error {
+	err = j.spool.ApplyUrgentHere(func(tx *spool.Tx) error {
 		b.Reset()
 		j.release(next) // an earlier run of this function
 		next, busy, wake = nil, nil, time.Time{}
