@@ -173,6 +173,17 @@ func (s *Spool) Peek(fn func(*Tx) error) error {
 	return s.peek(fn)
 }
 
+// PeekNow is Peek for a look that is not worth waiting for: it does nothing, and returns false, while somebody commits.
+func (s *Spool) PeekNow(fn func(*Tx) error) (bool, error) {
+	if !s.lead() {
+		return false, nil
+	}
+	defer s.leave()
+	r := &request{peek: fn, reply: make(chan error, 1)}
+	s.answer(r)
+	return true, <-r.reply
+}
+
 // under is Peek with mu held until fn calls unlock or returns: what memory keeps under mu is of the same moment as the
 // transaction, or older.
 func (s *Spool) under(mu sync.Locker, fn func(tx *Tx, unlock func()) error) error {

@@ -153,6 +153,20 @@ type Start struct {
 	Size    int64    // of stdin
 	Sum     [32]byte // hash of stdin, as envelope.SumOf has it
 	Stdin   func() (io.ReadCloser, error)
+
+	Meanwhile func() // may be called, once, while the program runs: for work that is short and waits for nothing
+	Ready     Ready  // what Prepare has made of an equal Start; it is Run's. May be nil
+}
+
+// Ready is what a runner has done for a start before it may happen.
+type Ready interface {
+	Close() // gives it up
+}
+
+// Preparer is a Runner that can do part of its work before a job is recorded as started: what nobody can see, and what is
+// found out and done once more in Run if it no longer fits. nil: nothing.
+type Preparer interface {
+	Prepare(s *Start) Ready
 }
 
 // Outcome is how a program ended. Out and Err may be nil.

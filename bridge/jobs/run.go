@@ -242,6 +242,7 @@ type run struct {
 	stdin   []byte // the input, if it is small
 	handler *Handler
 	out     *Outcome
+	ready   Ready           // for its start
 	content *spool.Body     // of the result
 	result  envelope.Result // what is known before the policy has spoken
 }
@@ -258,6 +259,8 @@ func (l lane) table() string {
 // a job, its result, and the start of the next.
 func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
 	var last *run
+	var soon *ahead
+	defer func() { soon.close() }()
 	for {
 		next, busy, at, err := j.step(ctx, l, last)
 		if err != nil {
@@ -271,6 +274,8 @@ func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
 			return j.o.Now().Add(10 * time.Second)
 		}
 		last = nil
+		ready := soon.take(next)
+		soon = nil
 		switch {
 		case next != nil:
 			if l.free {
@@ -278,7 +283,8 @@ func (j *Jobs) advance(ctx context.Context, l lane) (wake time.Time) {
 				j.launch(l) // perhaps there is another
 				j.mu.Unlock()
 			}
-			if !j.execute(ctx, next) {
+			next.ready = ready
+			if !j.execute(ctx, next, func() { soon = j.lookAhead(next) }) {
 				j.release(next)
 				return time.Time{}
 			}
@@ -328,17 +334,81 @@ func (j *Jobs) forget(last *run) {
 	j.release(last)
 }
 
+// startOf is what a runner is told about a job. stdin is its input, if that is small.
+func (j *Jobs) startOf(env *envelope.Envelope, try uint32, stdin []byte) *Start {
+	job := env.Job
+	s := &Start{ID: env.ID, Origin: env.Origin, Peer: j.policy().node(env.Origin), Channel: job.Channel, Epoch: job.Epoch, Seq: job.Seq,
+		Try: int(try), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Expires: env.Expires, Size: env.Size, Sum: env.Sum,
+		Stdin: func() (io.ReadCloser, error) { return j.spool.OpenBody(env.ID) }}
+	if stdin != nil {
+		s.Stdin = func() (io.ReadCloser, error) { return atHand{bytes.NewReader(stdin)}, nil }
+	}
+	return s
+}
+
+// ahead is what was prepared for the job that will probably be next on a channel.
+type ahead struct {
+	id    envelope.ID
+	try   uint32
+	ready Ready
+}
+
+// take hands over what was prepared for a job. What was for another, or if r is nil, is given up.
+func (a *ahead) take(r *run) Ready {
+	if a != nil && r != nil && a.id == r.s.id && a.try == r.s.tries {
+		return a.ready
+	}
+	a.close()
+	return nil
+}
+
+// close gives up what nobody has taken.
+func (a *ahead) close() {
+	if a != nil {
+		a.ready.Close()
+	}
+}
+
+// lookAhead prepares, while the program of a job runs, the start of the one behind it, if it is for the same handler and
+// its input is small. Whether that job may start, and does, is decided in its turn, as if this had not been. It waits for
+// nobody: a program runs meanwhile that is not watched.
+func (j *Jobs) lookAhead(r *run) *ahead {
+	runner, ok := j.o.Runner.(Preparer)
+	if !ok || r.free {
+		return nil
+	}
+	var s slot
+	var item *spool.Item
+	var stdin []byte
+	no, epoch, seq := parseSlotKey(r.key)
+	looked, err := j.spool.PeekNow(func(tx *spool.Tx) (err error) {
+		if s, ok = getSlot(tx, tabIn, slotKey(no, epoch, seq+1)); !ok {
+			return nil
+		}
+		if item, err = tx.Item(s.id); err == nil {
+			stdin, ok = tx.SmallBody(s.id)
+		}
+		return err
+	})
+	if !looked || err != nil || !ok {
+		return nil
+	}
+	if job := item.Env.Job; job == nil || job.Kind != envelope.JobCommand || job.Handler != r.item.Env.Job.Handler {
+		return nil
+	}
+	a := &ahead{id: s.id, try: s.tries + 1}
+	if a.ready = runner.Prepare(j.startOf(item.Env, a.try, stdin)); a.ready == nil {
+		return nil
+	}
+	return a
+}
+
 // execute runs one program, which is recorded as started. It reports false when nobody knows how that went.
-func (j *Jobs) execute(ctx context.Context, r *run) bool {
+func (j *Jobs) execute(ctx context.Context, r *run, meanwhile func()) bool {
 	env := r.item.Env
 	job := env.Job
-	p := j.policy()
-	s := &Start{ID: env.ID, Origin: env.Origin, Peer: p.node(env.Origin), Channel: job.Channel, Epoch: job.Epoch, Seq: job.Seq,
-		Try: int(r.s.tries), Handler: job.Handler, Args: job.Args, Env: job.Env, Created: env.Created, Expires: env.Expires, Size: env.Size, Sum: env.Sum,
-		Stdin: func() (io.ReadCloser, error) { return j.spool.OpenBody(env.ID) }}
-	if in := r.stdin; in != nil {
-		s.Stdin = func() (io.ReadCloser, error) { return atHand{bytes.NewReader(in)}, nil }
-	}
+	s := j.startOf(env, r.s.tries, r.stdin)
+	s.Ready, s.Meanwhile = r.ready, meanwhile
 	j.log.Info(fmt.Sprintf("%s: job started, channel=%s:%s, seq=%d, handler=%s, try=%d", env.ID, s.Peer, job.Channel, job.Seq, job.Handler, s.Try), "service", "jobs")
 	out, err := j.o.Runner.Run(ctx, s)
 	if err != nil {

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path/filepath"
@@ -148,6 +149,45 @@ func (s *side) contents() (n int) {
 		s.w.t.Fatal(err)
 	}
 	return n
+}
+
+// TestPreparedIsNotStarted: a job whose start was prepared while the one before it ran is decided on in its turn like any
+// other.
+func TestPreparedIsNotStarted(t *testing.T) {
+	w := calm(t)
+	var ids []envelope.ID
+	for i := range 12 {
+		ids = append(ids, w.a.enqueue(cmd(), fmt.Sprint(i)))
+	}
+	w.a.send(20)
+	w.now = w.now.Add(overdue)
+	w.land()
+	w.behave = func(s *Start) *Outcome {
+		switch s.ID {
+		case ids[8]:
+			if err := w.b.j.Drop(ids[9]); err != nil {
+				t.Error(err)
+			}
+		case ids[10]:
+			p := *w.b.policy
+			p.Handlers = nil
+			w.b.policy = &p
+		}
+		return nil
+	}
+	w.run()
+	if w.ready == 0 {
+		t.Error("nothing was prepared")
+	}
+	for i, id := range ids {
+		want := 1
+		if i == 9 || i == 11 {
+			want = 0
+		}
+		if got := w.count[id]; got != want {
+			t.Errorf("job %d ran %d times", i, got)
+		}
+	}
 }
 
 // TestRefusedRequests: the input of jobs that are refused, for whatever reason, also of those that came with one that is,

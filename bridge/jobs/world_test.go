@@ -35,6 +35,8 @@ type world struct {
 	ran     []effect
 	count   map[envelope.ID]int
 	behave  func(*Start) *Outcome // nil: success
+	ready   int                   // starts that were prepared
+	open    int                   // of these, those that were neither used nor given up
 }
 
 // effect is one start of one program.
@@ -182,6 +184,15 @@ func (w *world) Run(_ context.Context, s *Start) (*Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p, ok := s.Ready.(*prepared); ok {
+		if p.id != s.ID || p.try != s.Try || p.sum != s.Sum {
+			w.t.Errorf("job %s, try %d, got what was prepared for %s, try %d", s.ID, s.Try, p.id, p.try)
+		}
+		p.Close()
+	}
+	if s.Meanwhile != nil {
+		s.Meanwhile()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.crash && w.rnd.Float64() < w.crashes {
@@ -202,6 +213,34 @@ func (w *world) Run(_ context.Context, s *Start) (*Outcome, error) {
 		}
 	}
 	return &Outcome{Started: w.now, Ended: w.now, Out: bytes.NewReader(content)}, nil
+}
+
+// prepared is what Prepare did for a job.
+type prepared struct {
+	w      *world
+	id     envelope.ID
+	try    int
+	sum    [32]byte
+	closed bool
+}
+
+// Prepare notes what was prepared (Preparer).
+func (w *world) Prepare(s *Start) Ready {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ready++
+	w.open++
+	return &prepared{w: w, id: s.ID, try: s.Try, sum: s.Sum}
+}
+
+func (p *prepared) Close() {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if p.closed {
+		p.w.t.Error("what was prepared was given up twice")
+	}
+	p.closed = true
+	p.w.open--
 }
 
 func (w *world) note(s *Start) {
@@ -496,8 +535,11 @@ func (s *side) late() {
 func (w *world) run() {
 	w.b.j.Drain(context.Background())
 	w.mu.Lock()
-	crash := w.crash
+	crash, open := w.crash, w.open
 	w.mu.Unlock()
+	if open != 0 {
+		w.t.Errorf("%d starts were prepared and forgotten", open)
+	}
 	if crash {
 		w.b.reopen()
 	}

@@ -131,45 +131,109 @@ const killGrace = 2 * time.Second
 // mark is the entry of a job's environment by which its processes are known.
 func mark(id envelope.ID) string { return "MOCHILA_JOB_ID=" + id.String() }
 
+// program is a job for which everything is ready but the start.
+type program struct {
+	r      *runner
+	s      *jobs.Start
+	c      *config.Config
+	h      *config.Handler
+	made   time.Time
+	in     io.ReadCloser
+	home   *room
+	away   string // working directory outside of the node's folders
+	ends   *handler.Prepared
+	stdout *spill
+	stderr *spill
+}
+
+// notStarted is the outcome of a job whose program cannot be started.
+func notStarted(temporary bool, format string, args ...any) *jobs.Outcome {
+	o := &jobs.Outcome{NotStarted: true, Exit: 127, Reason: envelope.OneLine("not started: "+fmt.Sprintf(format, args...), envelope.MaxReason)}
+	if temporary {
+		o.Exit = 75
+	}
+	return o
+}
+
+// handlerOf finds a handler by its name.
+func handlerOf(c *config.Config, name string) *config.Handler {
+	for i := range c.Handlers {
+		if c.Handlers[i].Name == name {
+			return &c.Handlers[i]
+		}
+	}
+	return nil
+}
+
 // Run runs one program to its end.
 func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) {
-	no := func(temporary bool, format string, args ...any) (*jobs.Outcome, error) {
-		o := &jobs.Outcome{NotStarted: true, Exit: 127, Reason: envelope.OneLine("not started: "+fmt.Sprintf(format, args...), envelope.MaxReason)}
-		if temporary {
-			o.Exit = 75
-		}
-		return o, nil
-	}
 	c := r.config()
-	var h *config.Handler
-	for i := range c.Handlers {
-		if c.Handlers[i].Name == s.Handler {
-			h = &c.Handlers[i]
+	p, _ := s.Ready.(*program)
+	if p != nil && !p.fits(c, s) {
+		p.Close()
+		p = nil
+	}
+	h := handlerOf(c, s.Handler)
+	switch {
+	case p != nil:
+	case h == nil && s.Handler == pingName:
+		return r.pong(s)
+	case h == nil && s.Handler == pipeName:
+		return r.piece(ctx, s)
+	case h == nil:
+		return notStarted(false, "there is no handler %q", s.Handler), nil
+	default:
+		var failed *jobs.Outcome
+		if p, failed = r.program(c, h, s); failed != nil {
+			return failed, nil
 		}
 	}
-	if h == nil && s.Handler == pingName {
-		return r.pong(s)
+	return p.run(ctx, s.Meanwhile)
+}
+
+// Prepare makes ready what Run needs (jobs.Preparer). Handlers with a user of their own, and those that come with the
+// program, are left to Run: what they depend on may be what the job before them is about.
+func (r *runner) Prepare(s *jobs.Start) jobs.Ready {
+	c := r.config()
+	h := handlerOf(c, s.Handler)
+	if h == nil || h.User != "" || h.Builtin != "" {
+		return nil
 	}
-	if h == nil && s.Handler == pipeName {
-		return r.piece(ctx, s)
+	p, failed := r.program(c, h, s)
+	if failed != nil {
+		return nil // Run looks again, and says why
 	}
-	if h == nil {
-		return no(false, "there is no handler %q", s.Handler)
-	}
+	return p
+}
+
+// keepsFor is how long what was prepared is taken for what it was.
+const keepsFor = time.Second
+
+// fits reports whether what was prepared is still what s needs.
+func (p *program) fits(c *config.Config, s *jobs.Start) bool {
+	return p.c == c && p.s.ID == s.ID && p.s.Try == s.Try && p.s.Peer == s.Peer && time.Since(p.made) < keepsFor && p.home.untouched()
+}
+
+// program makes a program ready, or says why it cannot be started.
+func (r *runner) program(c *config.Config, h *config.Handler, s *jobs.Start) (p *program, failed *jobs.Outcome) {
+	p = &program{r: r, s: s, c: c, h: h, made: time.Now()}
+	defer func() {
+		if failed != nil {
+			p.Close()
+		}
+	}()
 	in, err := verified(s)
 	if err != nil {
-		return no(false, "standard input: %v", err)
+		return p, notStarted(false, "standard input: %v", err)
 	}
-	defer in.Close()
-	home, err := r.rooms.take(s.Handler, s.ID.String())
-	if err != nil {
-		return no(true, "working directory: %v", err)
+	p.in = in
+	if p.home, err = r.rooms.take(s.Handler, s.ID.String()); err != nil {
+		return p, notStarted(true, "working directory: %v", err)
 	}
-	defer r.rooms.give(s.Handler, home)
-	work := home.path
+	work := p.home.path
 	umask, err := h.Mask()
 	if err != nil {
-		return no(false, "%v", err)
+		return p, notStarted(false, "%v", err)
 	}
 	spec := handler.Spec{Command: h.Command, Args: s.Args, Dir: h.Dir, User: h.User, Umask: umask, Timeout: time.Duration(h.Timeout),
 		StdinSize: s.Size, OutputCap: int64(h.Output), Limits: limits(h), NoNewPrivs: h.NoNewPrivs}
@@ -177,14 +241,14 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	if h.User != "" {
 		a, err := handler.LookupAccount(h.User)
 		if err != nil {
-			return no(false, "%v", err)
+			return p, notStarted(false, "%v", err)
 		}
 		account, owner = a.Name, a.Home
 		if h.Dir == "" && h.Builtin == "" {
 			work = elsewhere(s.ID)
-			defer os.RemoveAll(work)
+			p.away = work
 			if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700), os.Chown(work, int(a.UID), int(a.GID))); err != nil {
-				return no(true, "working directory: %v", err)
+				return p, notStarted(true, "working directory: %v", err)
 			}
 		}
 	}
@@ -199,7 +263,7 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		b.Peer = s.Peer
 		spec.Dir = "/" // they need none, and their user may not be able to enter the node's folders
 		if spec.Command, err = b.Command(); err != nil {
-			return no(false, "%v", err)
+			return p, notStarted(false, "%v", err)
 		}
 	}
 	if s.Size > 0 {
@@ -214,21 +278,55 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	if h.FsplEnv {
 		spec.Env = handler.MergeEnv(spec.Env, names.Filespooler(s.Args, joinEnv(s.Env)))
 	}
-	stdout, stderr := &spill{dir: r.scratch}, &spill{dir: r.scratch}
-	spec.Stdout, spec.Stderr = stdout, stderr
+	p.stdout, p.stderr = &spill{dir: r.scratch}, &spill{dir: r.scratch}
+	spec.Stdout, spec.Stderr = p.stdout, p.stderr
+	if p.ends, err = r.launch.Prepare(spec); err != nil {
+		o := handler.NotStarted(err)
+		return p, p.outcome(&o)
+	}
+	return p, nil
+}
+
+// Close gives back what the program had, or would have had.
+func (p *program) Close() {
+	if p.ends != nil {
+		p.ends.Close()
+	}
+	if p.away != "" {
+		os.RemoveAll(p.away)
+	}
+	if p.home != nil {
+		p.r.rooms.give(p.s.Handler, p.home)
+	}
+	if p.in != nil {
+		p.in.Close()
+	}
+}
+
+// run runs the program to its end.
+func (p *program) run(ctx context.Context, meanwhile func()) (*jobs.Outcome, error) {
+	defer p.Close()
+	ends := p.ends
+	p.ends = nil
 	place := -1
-	o := r.launch.Run(ctx, spec, func(pid int, start uint64) (err error) {
-		place, err = r.roster.note(s.ID, pid, start)
+	o := ends.Run(ctx, func(pid int, start uint64) (err error) {
+		place, err = p.r.roster.note(p.s.ID, pid, start)
 		return err
-	})
+	}, meanwhile)
 	if place >= 0 {
-		r.roster.clear(place)
+		p.r.roster.clear(place)
 	}
 	if o.Cancelled {
-		stdout.Close()
-		stderr.Close()
+		p.stdout.Close()
+		p.stderr.Close()
 		return nil, fmt.Errorf("stopped: %w", context.Cause(ctx))
 	}
+	return p.outcome(&o), nil
+}
+
+// outcome says how it went in the terms of jobs.
+func (p *program) outcome(o *handler.Outcome) *jobs.Outcome {
+	stdout, stderr := p.stdout, p.stderr
 	out := &jobs.Outcome{Exit: max(o.Exit, 0), Signal: o.Signal, Timeout: o.TimedOut, Started: o.Started, Ended: o.Ended, Reason: o.Err,
 		DroppedOut: max(o.StdoutBytes-stdout.n, 0), DroppedErr: max(o.StderrBytes-stderr.n, 0),
 		Close: func() { stdout.Close(); stderr.Close() }}
@@ -242,13 +340,14 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 	case o.Err != "":
 		out.Unknown = true
 	case o.TimedOut:
-		out.Reason = fmt.Sprintf("killed after %v", time.Duration(h.Timeout))
+		out.Reason = fmt.Sprintf("killed after %v", time.Duration(p.h.Timeout))
 	case o.Lingered:
 		out.Reason = "what it left running was killed"
 	}
 	if o.SinkErr != "" {
 		out.Reason = strings.TrimSpace(out.Reason + " output: " + o.SinkErr)
 	}
+	var err error
 	if out.Out, err = stdout.reader(); err == nil {
 		out.Err, err = stderr.reader()
 	}
@@ -256,7 +355,7 @@ func (r *runner) Run(ctx context.Context, s *jobs.Start) (*jobs.Outcome, error) 
 		out.Reason = strings.TrimSpace(out.Reason + " output: " + err.Error())
 	}
 	out.Reason = envelope.OneLine(out.Reason, envelope.MaxReason)
-	return out, nil
+	return out
 }
 
 // elsewhere is the working directory of a job that runs as another user: that one cannot enter the folders of the node.
@@ -351,4 +450,7 @@ func (s *spill) Close() error {
 	return s.f.Close()
 }
 
-var _ jobs.Runner = (*runner)(nil)
+var (
+	_ jobs.Runner   = (*runner)(nil)
+	_ jobs.Preparer = (*runner)(nil)
+)

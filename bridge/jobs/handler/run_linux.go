@@ -22,43 +22,77 @@ const settle = time.Second
 // When ctx ends, the group is asked to end, and killed after the grace, as after the timeout. A process that cannot
 // be killed, because it hangs in the kernel or because more privileges than ours started it, keeps Run waiting.
 func (l *Launcher) Run(ctx context.Context, s Spec, started func(pid int, startTime uint64) error) Outcome {
-	o := Outcome{Exit: -1}
-	fail := func(err error) Outcome {
-		o.Err, o.Temporary = err.Error(), passing(err)
-		return o
+	p, err := l.Prepare(s)
+	if err != nil {
+		return NotStarted(err)
 	}
+	return p.Run(ctx, started, nil)
+}
+
+// NotStarted is the outcome of a run that could not begin.
+func NotStarted(err error) Outcome {
+	return Outcome{Exit: -1, Err: err.Error(), Temporary: passing(err)}
+}
+
+// Prepared is a run of which nothing is left to do but the start: its input lies in a pipe, its outputs are open. Nothing
+// of it is to be seen from outside.
+type Prepared struct {
+	l      *Launcher
+	s      Spec
+	acct   *Account
+	limits []limit
+	ends   *ends
+}
+
+// Prepare does everything that comes before the start. The result ends by Run or Close.
+func (l *Launcher) Prepare(s Spec) (*Prepared, error) {
 	if err := s.Check(); err != nil {
-		return fail(err)
+		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		o.Cancelled = true
-		return fail(fmt.Errorf("not started: %w", err))
-	}
-	acct, err := s.credential()
-	if err == nil {
+	p := &Prepared{l: l, s: s}
+	var err error
+	if p.acct, err = s.credential(); err == nil {
 		err = precheck(&s)
 	}
-	if err != nil {
-		return fail(err)
+	if err == nil {
+		p.limits, err = s.Limits.order()
 	}
-	e, err := s.open()
+	if err == nil {
+		p.ends, err = s.open()
+	}
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	l.once.Do(l.prepare)
+	return p, nil
+}
+
+// Close gives up a run that was not started.
+func (p *Prepared) Close() { p.ends.close() }
+
+// Run is Launcher.Run for what is prepared. meanwhile, unless nil, is called when the program runs: for short work, since
+// nobody watches the program until it returns.
+func (p *Prepared) Run(ctx context.Context, started func(pid int, startTime uint64) error, meanwhile func()) Outcome {
+	o := Outcome{Exit: -1}
+	if err := ctx.Err(); err != nil {
+		p.Close()
+		o = NotStarted(fmt.Errorf("not started: %w", err))
+		o.Cancelled = true
+		return o
+	}
 	began := time.Now()
-	c, err := l.spawn(&s, acct, e.child)
+	c, err := p.l.spawn(&p.s, p.acct, p.ends.child, p.limits)
 	if err != nil {
-		e.close()
+		p.Close()
 		var shim shimError
 		if !errors.As(err, &shim) {
-			err = explain(&s, err)
+			err = explain(&p.s, err)
 		}
-		return fail(err)
+		return NotStarted(err)
 	}
-	r := &run{s: &s, o: &o, ends: e, child: c, began: began}
-	e.closeChild()
-	r.supervise(ctx, l.boot, started)
+	r := &run{s: &p.s, o: &o, ends: p.ends, child: c, began: began, meanwhile: meanwhile}
+	p.ends.closeChild()
+	r.supervise(ctx, p.l.boot, started)
 	return o
 }
 
@@ -70,6 +104,8 @@ type run struct {
 	child *child
 	began time.Time
 	ended time.Time
+
+	meanwhile func()
 
 	stage  stage
 	dead   bool        // the process has exited, and is not waited for yet
@@ -135,6 +171,9 @@ func (r *run) brief() bool {
 		return false
 	}
 	r.ran = true
+	if r.meanwhile != nil {
+		r.meanwhile()
+	}
 	until := r.began.Add(briefly)
 	if t := r.s.Timeout; t > 0 && t < briefly {
 		until = r.began.Add(t)

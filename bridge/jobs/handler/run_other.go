@@ -28,6 +28,23 @@ func (*Launcher) Run(context.Context, Spec, func(pid int, startTime uint64) erro
 	return Outcome{Exit: -1, Err: errOther.Error()}
 }
 
+// NotStarted is the outcome of a run that could not begin.
+func NotStarted(err error) Outcome { return Outcome{Exit: -1, Err: err.Error()} }
+
+// Prepared is nothing here.
+type Prepared struct{}
+
+// Prepare prepares nothing here.
+func (*Launcher) Prepare(Spec) (*Prepared, error) { return nil, errOther }
+
+// Close does nothing here.
+func (*Prepared) Close() {}
+
+// Run starts nothing here.
+func (*Prepared) Run(context.Context, func(pid int, startTime uint64) error, func()) Outcome {
+	return NotStarted(errOther)
+}
+
 // StartTime is unknown here.
 func StartTime(int) (uint64, error) { return 0, errOther }
 

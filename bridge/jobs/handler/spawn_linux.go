@@ -86,11 +86,7 @@ type child struct {
 }
 
 // spawn starts the program, or the shim that will become the program.
-func (l *Launcher) spawn(s *Spec, acct *Account, fds [3]int) (*child, error) {
-	limits, err := s.Limits.order()
-	if err != nil {
-		return nil, err
-	}
+func (l *Launcher) spawn(s *Spec, acct *Account, fds [3]int, limits []limit) (*child, error) {
 	if len(limits) == 0 {
 		c, err := l.plain(s, acct, fds)
 		if !errors.Is(err, errUmask) {
