@@ -101,14 +101,17 @@ func (a *app) statusContacts(s *control.Status) {
 	}
 	rows := [][]string{{"CONTACT", "CARRIER", "WHEN", "LAST GOOD", "NEXT", ""}}
 	for _, c := range s.Contacts {
-		next, note := a.ago(c.Next), safe(c.Error)
+		next, last, note := a.ago(c.Next), a.ago(c.OK), safe(c.Error)
 		if c.Next.IsZero() {
 			next = "-"
+		}
+		if c.OK.IsZero() { // none of this process: there may have been one before
+			last = "-"
 		}
 		if c.Running {
 			next = "now"
 		}
-		rows = append(rows, []string{safe(c.Node), safe(noSecret(c.Carrier)), safe(c.When), a.ago(c.OK), next, note})
+		rows = append(rows, []string{safe(c.Node), safe(noSecret(c.Carrier)), safe(c.When), last, next, note})
 	}
 	a.printf("\n")
 	a.table(rows)
