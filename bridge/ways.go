@@ -28,16 +28,23 @@ type ways struct {
 // takeTurns changes places, by chance, among contacts that lead to the same node by different neighbours. A process that
 // makes its contacts and ends does not remember who was silent, and the first must not always be the same.
 func (b *Bridge) takeTurns(contacts []*Contact) {
-	dests := b.spool.Dests()
-	rivals := func(x, y *Contact) bool {
-		return x.Node != y.Node && slices.ContainsFunc(dests, func(q spool.Dest) bool {
-			n, ok := q.Node()
-			return ok && b.leads(x, n) && b.leads(y, n)
-		})
+	type pair [2]envelope.NodeID
+	rivals, p := map[pair]bool{}, b.Policy()
+	for _, q := range b.spool.Dests() {
+		n, ok := q.Node()
+		if !ok {
+			continue
+		}
+		lead := append(p.paths(n), n)
+		for _, x := range lead {
+			for _, y := range lead {
+				rivals[pair{x, y}] = x != y
+			}
+		}
 	}
 	for i := range contacts {
 		for j := range i {
-			if rivals(contacts[i], contacts[j]) && rand.IntN(2) == 0 {
+			if rivals[pair{contacts[i].Node, contacts[j].Node}] && rand.IntN(2) == 0 {
 				contacts[i], contacts[j] = contacts[j], contacts[i]
 			}
 		}
@@ -73,10 +80,17 @@ func (b *Bridge) silent(n envelope.NodeID, before time.Time) bool {
 // givesWay reports whether a neighbour leaves to others what is due for the node to, the destination q, in a contact
 // that began at a time: what it was handed in this contact it need not have answered for.
 func (b *Bridge) givesWay(by, to envelope.NodeID, q spool.Dest, began time.Time) bool {
-	if by == to || !b.silent(by, began) {
+	if by == to {
 		return false
 	}
 	due, now := b.spool.DueNow(q), b.now()
+	b.ways.mu.Lock()
+	_, given := b.ways.given[by]
+	_, left := b.ways.left[to]
+	b.ways.mu.Unlock()
+	if !given || !due && !left || !b.silent(by, began) { // a desk asks for every destination, with each packet
+		return false
+	}
 	if !slices.ContainsFunc(b.Policy().paths(to), func(n envelope.NodeID) bool { return n != by && !b.silent(n, now) && b.within(n) }) {
 		return false
 	}
