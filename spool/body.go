@@ -190,14 +190,7 @@ func (b *Body) Open() (io.ReadSeekCloser, error) {
 	if _, _, err := b.ref(); err != nil {
 		return nil, err
 	}
-	if b.f == nil {
-		return memoryBody{bytes.NewReader(b.buf)}, nil
-	}
-	f, err := b.s.o.FS.Open(b.s.bodyPath(b.name))
-	if err != nil {
-		return nil, err
-	}
-	return &bodyFile{File: f, size: b.size, done: func() {}}, nil // the file may be longer
+	return b.Written()
 }
 
 // Written opens what has been written so far, until the body is given to Tx.Add or discarded. No more is written while it is read.
@@ -216,7 +209,7 @@ func (b *Body) Written() (io.ReadSeekCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &bodyFile{File: f, size: b.size, done: func() {}}, nil
+	return &bodyFile{File: f, size: b.size, done: func() {}}, nil // the file may be longer
 }
 
 // Size is how many bytes were written.
