@@ -105,6 +105,7 @@ func TestPulledIsClosed(t *testing.T) {
 					}
 				}
 			})
+			// Another moment of the reading each time; each has to end well.
 			time.Sleep(time.Duration(i) * 50 * time.Nanosecond)
 		}
 		p.Close()

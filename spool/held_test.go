@@ -365,7 +365,7 @@ func childFault(dir string) error {
 			panic("a fault of this test")
 		})
 	}()
-	time.Sleep(2 * time.Second) // the process may be about to end
+	// Never come to: the caller does not return while the process ends.
 	_, _, err = s.Find(bad.Env.ID)
 	return fmt.Errorf("the spool goes on; looking for what the fault has left: %v", err)
 }

@@ -420,7 +420,19 @@ func (s *pickyStation) Admit(context.Context, []byte) (transport.Greeter, error)
 func meet(t *testing.T, p *transport.Packet, st transport.Reception, partials *transport.Partials) (caller, callee transport.Stats) {
 	t.Helper()
 	line := transporttest.Line{BitRate: 80e6, Latency: time.Millisecond}
-	a, b := transporttest.Pipe(line, line)
+	caller, callee, err, answer := meetOver(t, p, st, partials, line, line)
+	if err != nil {
+		t.Errorf("caller: %v", err)
+	}
+	if answer != nil && !errors.Is(answer, transport.ErrFull) {
+		t.Errorf("callee: %v", answer)
+	}
+	return caller, callee
+}
+
+// meetOver is meet over any line. It returns how both sides fared, and what their ends said.
+func meetOver(t *testing.T, p *transport.Packet, st transport.Reception, partials *transport.Partials, there, back transporttest.Line) (caller, callee transport.Stats, called, answered error) {
+	a, b := transporttest.Pipe(there, back)
 	done := make(chan error, 1)
 	go func() {
 		var err error
@@ -428,14 +440,9 @@ func meet(t *testing.T, p *transport.Packet, st transport.Reception, partials *t
 		done <- err
 	}()
 	link := transport.NewStreamLink(transporttest.DialFunc(func() (transport.Stream, error) { return a, nil }), transport.StreamOptions{})
-	caller, err := link.Run(t.Context(), transporttest.NewStation("ship", p))
-	if err != nil {
-		t.Errorf("caller: %v", err)
-	}
-	if err := <-done; err != nil && !errors.Is(err, transport.ErrFull) {
-		t.Errorf("callee: %v", err)
-	}
-	return caller, callee
+	caller, called = link.Run(t.Context(), transporttest.NewStation("ship", p))
+	answered = <-done
+	return caller, callee, called, answered
 }
 
 // A packet that its sender cannot read to the end is given up by the opener, too, and goes on later where it stopped.

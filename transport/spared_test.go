@@ -87,16 +87,8 @@ func sparedContact(t *testing.T, p *transport.Packet, st *sparingStation, partia
 	t.Helper()
 	st.Station = transporttest.NewStation("shore")
 	line := transporttest.Line{BitRate: 80e6, Latency: time.Millisecond, Cut: cut}
-	a, b := transporttest.Pipe(line, transporttest.Line{Latency: time.Millisecond})
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		callee, err = transport.Answer(t.Context(), b, st, transport.StreamOptions{Partials: partials})
-		done <- err
-	}()
-	link := transport.NewStreamLink(transporttest.DialFunc(func() (transport.Stream, error) { return a, nil }), transport.StreamOptions{})
-	_, err := link.Run(t.Context(), transporttest.NewStation("ship", p))
-	if answer := <-done; cut == 0 && (err != nil || answer != nil) {
+	_, callee, err, answer := meetOver(t, p, st, partials, line, transporttest.Line{Latency: time.Millisecond})
+	if cut == 0 && (err != nil || answer != nil) {
 		t.Errorf("caller: %v, callee: %v", err, answer)
 	}
 	return callee
@@ -106,7 +98,7 @@ func sparedContact(t *testing.T, p *transport.Packet, st *sparingStation, partia
 func TestSparedPacket(t *testing.T) {
 	for name, pause := range map[string]func(int){
 		"fast": nil,
-		"slow": func(int) { time.Sleep(6 * time.Millisecond) },
+		"slow": func(int) { time.Sleep(6 * time.Millisecond) }, // here and below by the clock of synctest
 		"late": func(read int) {
 			if read > bigSize/2 && read < bigSize/2+50001 {
 				time.Sleep(time.Second)
