@@ -145,6 +145,7 @@ func (d *desk) kick() {
 	}
 }
 
+// More tells when Next may have something new (transport.Station).
 func (d *desk) More() <-chan struct{} { return d.more }
 
 // serves reports whether mail for dest may leave through this neighbour.

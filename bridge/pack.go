@@ -440,6 +440,7 @@ func (p *pulled) Close() error {
 // yielder is the writer of a pulled stream.
 type yielder func([]byte) bool
 
+// Write hands b to the reader, and returns when it has been read.
 func (y yielder) Write(b []byte) (int, error) {
 	if !y(b) {
 		return 0, io.ErrClosedPipe

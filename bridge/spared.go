@@ -43,6 +43,7 @@ type remembering struct {
 	s *spared
 }
 
+// Read reads on, and remembers what stands in front of the content.
 func (r *remembering) Read(b []byte) (int, error) {
 	n, err := r.r.Read(b)
 	if r.s.body == nil && len(r.s.plain) < frontMost {

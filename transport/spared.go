@@ -164,6 +164,7 @@ type filler struct {
 	at, to int64
 }
 
+// Write fills up to where the file goes on.
 func (f *filler) Write(b []byte) (int, error) {
 	n, err := f.part.f.WriteAt(b[:min(int64(len(b)), f.to-f.at)], f.at)
 	f.at += int64(n)

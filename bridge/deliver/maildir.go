@@ -293,6 +293,7 @@ type counted struct {
 	n int64
 }
 
+// Write writes on, and counts.
 func (c *counted) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)

@@ -252,6 +252,7 @@ type stuffer struct {
 	start bool
 }
 
+// Write passes content on with the dot at the start of a line doubled.
 func (d *stuffer) Write(p []byte) (int, error) {
 	for _, c := range p {
 		if d.start && c == '.' {

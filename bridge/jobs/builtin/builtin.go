@@ -145,7 +145,10 @@ type failed struct {
 	err    error
 }
 
+// Error is what the origin is told.
 func (f *failed) Error() string { return f.text }
+
+// Unwrap is the cause.
 func (f *failed) Unwrap() error { return f.err }
 
 func failure(err error, status int, format string, args ...any) error {

@@ -129,6 +129,7 @@ type capped struct {
 
 var errFull = errors.New("too much output")
 
+// Write passes b on while all of it fits below the cap.
 func (c *capped) Write(b []byte) (int, error) {
 	if !c.any {
 		c.any = true

@@ -141,6 +141,7 @@ func startShim(s *Spec, acct *Account, fds [3]int, limits []limit) (*child, erro
 // shimError is about the shim, not about the program.
 type shimError struct{ error }
 
+// Unwrap is what went wrong.
 func (e shimError) Unwrap() error { return e.error }
 
 // pass sends the plan and returns when the program has taken the place of the shim, or with what stopped it.

@@ -133,6 +133,7 @@ type gitError struct {
 	err        error
 }
 
+// Error is what git said, or else how it ended.
 func (e *gitError) Error() string {
 	if e.said == "" {
 		return fmt.Sprintf("git %s: %v", e.verb, e.err)
@@ -140,11 +141,13 @@ func (e *gitError) Error() string {
 	return fmt.Sprintf("git %s: %s", e.verb, strings.ReplaceAll(e.said, "\n", "; "))
 }
 
+// Unwrap is how the process ended.
 func (e *gitError) Unwrap() error { return e.err }
 
 // tail keeps the end of what is written.
 type tail struct{ b []byte }
 
+// Write keeps the end of what is written.
 func (t *tail) Write(p []byte) (int, error) {
 	t.b = append(t.b, p...)
 	if n := len(t.b) - 4000; n > 0 {

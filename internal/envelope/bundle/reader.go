@@ -73,6 +73,7 @@ type counting struct {
 	n int64
 }
 
+// Read reads on, and counts.
 func (c *counting) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
