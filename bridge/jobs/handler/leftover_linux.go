@@ -171,11 +171,15 @@ func marked(pid int, mark string) bool {
 	return err == nil && bytes.Contains(append([]byte{0}, env...), []byte("\x00"+mark+"\x00"))
 }
 
+// bareRounds is how often, a millisecond apart, a process must be seen without an environment to have none. Of those that
+// exec without end, 4 in a row were seen once in some thousand looks.
+const bareRounds = 20
+
 // environ is the environment that a process was started with. In the middle of an exec there is none for a moment, nor
 // arguments, and a process must not pass for another's in that moment: environ waits until it is over.
 func environ(pid int) ([]byte, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
-	for round := 0; ; round++ {
+	for round, bare := 0, 0; ; round++ {
 		env, err := os.ReadFile(dir + "/environ")
 		if err != nil || len(env) > 0 {
 			return env, err
@@ -183,9 +187,13 @@ func environ(pid int) ([]byte, error) {
 		if _, err := os.Readlink(dir + "/exe"); err != nil {
 			return nil, nil // one of the kernel's own, or dead
 		}
-		// The arguments come an instant before the environment. Who has them and no environment was given none.
+		// The arguments come an instant before the environment. Who has them and no environment was given none, if that
+		// lasts: one look at each may be from both sides of an exec, and programs may follow each other fast.
 		args, err := os.ReadFile(dir + "/cmdline")
-		if err != nil || len(args) > 0 && round >= 3 || round >= 1000 {
+		if bare++; len(args) == 0 {
+			bare = 0
+		}
+		if err != nil || bare >= bareRounds || round >= 1000 {
 			return nil, err
 		}
 		time.Sleep(time.Millisecond)
